@@ -1,0 +1,206 @@
+"""Reading answer lines back: strictly from a finished file, whole lines only from a shard."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_hass.errors import UserError
+from lit_hass.records.answers import AnswerRecord, ChoiceRecord
+from lit_hass.records.json_lines import QuestionId, is_question_id, parse_object, read_bytes, read_objects
+
+_log = logging.getLogger(__name__)
+
+
+def parse_answer(obj: object) -> AnswerRecord:
+    """Check one answer line, ours or the original scripts', and give it its types.
+
+    Args:
+        obj: The line's object. The original's keys are required but for ``accept_length``, which its own baseline
+            leaves out; ours may be absent; others are passed over.
+
+    Returns:
+        The record; ``to_dict()`` gives the known keys back.
+
+    Raises:
+        ValueError: The object is no answer line; the message is the cause.
+    """
+    if not isinstance(obj, dict):
+        raise ValueError(f"an answer must be an object, found {type(obj).__name__}")
+    question_id = obj.get("question_id")
+    if not is_question_id(question_id):
+        raise ValueError("question_id is missing or is neither an integer nor a string")
+    error = obj.get("error")
+    if error is not None and not isinstance(error, str):
+        raise ValueError("error must be a string")
+    choices = obj.get("choices")
+    if not isinstance(choices, list):
+        raise ValueError("choices must be a list")
+    if error is not None:
+        if choices:
+            raise ValueError("a failed answer must have no choices")
+        return AnswerRecord(question_id, None, [], answer_id=None, tstamp=None, error=error)
+    if not choices:
+        raise ValueError("choices is empty though no error is given")
+    for key in ("answer_id", "model_id"):
+        if not isinstance(obj.get(key), str):
+            raise ValueError(f"{key} must be a string")
+    if not _is_number(obj.get("tstamp")):
+        raise ValueError("tstamp must be a number")
+    records = []
+    for position, choice in enumerate(choices):
+        try:
+            records.append(_parse_choice(choice))
+        except ValueError as cause:
+            raise ValueError(f"choice {position}: {cause}") from cause
+    memory = obj.get("peak_memory")
+    if not _is_int_or_null(memory):
+        raise ValueError("peak_memory must be an integer or null")
+    return AnswerRecord(
+        question_id,
+        obj["model_id"],
+        records,
+        answer_id=obj["answer_id"],
+        tstamp=obj["tstamp"],
+        peak_memory=memory,
+    )
+
+
+def _parse_choice(obj: object) -> ChoiceRecord:
+    if not isinstance(obj, dict):
+        raise ValueError(f"must be an object, found {type(obj).__name__}")
+    if not _is_int(obj.get("index")):
+        raise ValueError("index must be an integer")
+    values: dict[str, list[Any]] = {}
+    for key, (required, accepts) in _PER_TURN.items():
+        entries = obj.get(key)
+        if entries is None and not required:
+            continue
+        if not isinstance(entries, list) or not all(map(accepts, entries)):
+            raise ValueError(f"{key} is missing or has an entry of the wrong type")
+        values[key] = entries
+    count = len(values["turns"])
+    if count == 0:
+        raise ValueError("turns is empty")
+    for key, entries in values.items():
+        # An empty list of ours says "not recorded", as in a line made back from an original one.
+        if len(entries) != count and (_PER_TURN[key][0] or entries):
+            raise ValueError(f"{key} has {len(entries)} entries for {count} turns")
+    flat = obj.get("accept_length", [])
+    if not _is_ints(flat):
+        raise ValueError("accept_length must be a list of integers")
+    if values.get("accept_lengths") and [a for turn in values["accept_lengths"] for a in turn] != flat:
+        raise ValueError("accept_length is not accept_lengths laid flat")
+    if values.get("output_ids") and [len(ids) for ids in values["output_ids"]] != values["new_tokens"]:
+        raise ValueError("new_tokens is not the number of output_ids")
+    return ChoiceRecord(index=obj["index"], accept_length=flat, **values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_int_or_null(value: object) -> bool:
+    return value is None or _is_int(value)
+
+
+def _is_ints(value: object) -> bool:
+    # Token lists are long: type() in a set is several times faster here than a call per entry.
+    return isinstance(value, list) and set(map(type, value)) <= {int}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_number_or_null(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# Per-turn keys of a choice: whether the original has them, and what an entry may be.
+_PER_TURN = {
+    "turns": (True, _is_str),
+    "idxs": (True, _is_int),
+    "new_tokens": (True, _is_int),
+    "wall_time": (True, _is_number_or_null),
+    "accept_lengths": (False, _is_ints),
+    "output_ids": (False, _is_ints),
+    "prefill_time": (False, _is_number_or_null),
+    "decode_time": (False, _is_number_or_null),
+    "steps": (False, _is_int),
+    "stop_reason": (False, lambda value: value is None or _is_str(value)),
+    "seed": (False, _is_int_or_null),
+    "prompt_tokens": (False, _is_int_or_null),
+    "batch_rows": (False, _is_int_or_null),
+    "time_share": (False, _is_number_or_null),
+    "exact_match": (False, lambda value: value is None or isinstance(value, bool)),
+}
+
+
+def read_answers(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a finished answer file, where every line must be right.
+
+    Args:
+        path: Our ``answers.jsonl`` or a file of the original scripts.
+
+    Returns:
+        The lines' objects, in the file's order, with all their keys.
+
+    Raises:
+        UserError: The file cannot be read, holds nothing, or a line is broken, no answer, or repeats a question; names
+            file and line.
+    """
+    answers: list[dict[str, Any]] = []
+    seen: dict[QuestionId, int] = {}
+    for number, obj in read_objects(path, "answer file"):
+        try:
+            question_id = parse_answer(obj).question_id
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+        if question_id in seen:
+            first = seen[question_id]
+            raise UserError(f"{path}:{number}: question {question_id!r} was already answered on line {first}")
+        seen[question_id] = number
+        answers.append(obj)
+    if not answers:
+        raise UserError(f"{path}: holds no answers")
+    return answers
+
+
+def iter_intact(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    r"""Read a shard that a killed process may have left torn, whole answers only.
+
+    A line counts once its ``\n`` is there: what follows the last one is being written, or was when the process died,
+    and its own writer drops it on the next start, even if it happens to be whole.
+
+    Args:
+        path: A shard; a file that is gone counts as empty.
+
+    Yields:
+        The objects of the lines that are whole answers. A broken line amid whole ones is logged as a warning.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        content = read_bytes(path, "shard")
+    except UserError:
+        # A merge may remove shards between their listing and this.
+        if not Path(path).exists():
+            return
+        raise
+    lines = content.split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            obj = parse_object(line)
+            parse_answer(obj)
+        except ValueError as error:
+            # The question is simply not done then: it is asked again.
+            _log.warning("%s:%d: passed over: %s", path, number, error)
+        else:
+            yield obj
