@@ -1,0 +1,97 @@
+"""The one forward that all decoders share: what it takes and returns, and what it keeps between calls.
+
+A cache holds the committed tokens of every row of a batch. A row's tokens have positions ``0 .. length - 1``
+whatever the other rows do; how the rows are laid out in memory (and padded) is the implementation's own affair.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_hass.models.context import context_length
+
+
+class KVCache(ABC):
+    """Keys and values of a batch, for one call of a decoder.
+
+    Attributes:
+        lengths: Committed tokens of each row, known on the host without asking the device.
+    """
+
+    lengths: list[int]
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch, in this order, and forget the others."""
+
+
+class BaseForward(ABC):
+    """A decoder-only model, reduced to prefill, extension by new tokens, and logits.
+
+    Nothing of a call stays in this object: its state is the cache, so calls may interleave.
+
+    Attributes:
+        model: The unmodified ``transformers`` model.
+        device: Where token ids go.
+        dtype: Of the hidden states.
+        vocab_size: Number of logits V.
+        embedding_size: Ids below this may be fed.
+        hidden_size: Width H of the features, which is the output layer's input width.
+        context: Largest number of tokens in a sequence, or None.
+        pads: Whether prompts of different lengths may share a batch without changing each other's results.
+    """
+
+    pads = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Read the sizes of ``model``."""
+        self.model = model
+        head = model.get_output_embeddings()
+        embedding = model.get_input_embeddings()
+        self.device = torch.device(_home(embedding) or model.device)
+        self.dtype: torch.dtype = model.dtype
+        self.vocab_size = int(getattr(head, "out_features", model.config.get_text_config().vocab_size))
+        self.embedding_size = int(getattr(embedding, "num_embeddings", self.vocab_size))
+        self.hidden_size = int(getattr(head, "in_features", model.config.get_text_config().hidden_size))
+        self.context = context_length(model.config)
+
+    @abstractmethod
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """Return an empty cache for ``batch`` rows of up to ``capacity`` tokens."""
+
+    @abstractmethod
+    def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> list[Tensor]:
+        """Feed the prompts into an empty cache.
+
+        Args:
+            prompts: One 1-D int64 tensor per row, on any device, none of them empty.
+            cache: Empty; holds the prompts afterwards.
+
+        Returns:
+            Per row the hidden states ``[n, H]`` after the final norm.
+        """
+
+    @abstractmethod
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Append T tokens to every row; each sees its row's committed tokens, those before it, and itself.
+
+        Args:
+            ids: ``[B, T]`` int64 on ``device``.
+            cache: Gains T tokens per row.
+
+        Returns:
+            ``[B, T, H]`` hidden states after the final norm.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the model's own logits ``[..., V]`` in float32 (scaling and capping included) of ``[..., H]``."""
+
+
+def _home(module: nn.Module) -> torch.device | None:
+    """Where a module's weight is, or None for one that is offloaded (and then on no device)."""
+    weight = getattr(module, "weight", None)
+    return weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else None

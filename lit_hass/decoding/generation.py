@@ -1,0 +1,67 @@
+"""What a decoder returns for one prompt."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+from torch import Tensor
+
+StopReason = Literal["stop", "length"]
+
+
+class TokenState(IntEnum):
+    """How the token of a feature row came to be there."""
+
+    #: Given with the prompt.
+    PROMPT = 0
+    #: Proposed by the draft and accepted by the base.
+    ACCEPTED = 1
+    #: Proposed by the draft and refused by the base.
+    REJECTED = 2
+    #: Chosen by the base at the end of a verification step.
+    BONUS = 3
+    #: Chosen by the base in plain decoding.
+    BASELINE = 4
+
+
+@dataclass
+class TokenFeatures:
+    """The base's features of one sequence, each paired with the token that follows it.
+
+    Attributes:
+        features: ``[n, d]`` in the model's dtype and on its device: hidden states after the final norm, the vectors
+            that the output layer reads.
+        token_ids: ``[n]`` int64, the token after each feature's own position.
+        states: ``[n]`` int64 codes of `TokenState`, of that same token.
+    """
+
+    features: Tensor
+    token_ids: Tensor
+    states: Tensor
+
+
+@dataclass
+class Generation:
+    """The answer to one prompt and what it cost.
+
+    Attributes:
+        output_ids: ``[m]`` int64 on the CPU: new tokens only, cut after the first stop token (which is kept as the
+            last one) and at ``max_new_tokens``.
+        accept_lengths: Accepted draft tokens of each verification step, without the +1, the last step not cut;
+            empty for plain decoding.
+        steps: Forwards of the base. Plain decoding: one per new token, the prompt's forward included.
+            Speculative decoding: verification steps, the prompt's forward not included.
+        stop_reason: ``"stop"`` when the last token is a stop token, else ``"length"`` (``max_new_tokens`` or the
+            model's context was reached).
+        prefill_seconds: From the start of the batch until the first token was known.
+        decode_seconds: From then until this row's last token was known; the sum of both is the row's wall time.
+        features: What was collected, or None.
+    """
+
+    output_ids: Tensor
+    stop_reason: StopReason
+    accept_lengths: list[int] = field(default_factory=list)
+    steps: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    features: TokenFeatures | None = None
