@@ -1,12 +1,16 @@
 """Fixtures for all tests: no network, one thread, and a tiny model with its tokenizer."""
 
+import os
 from pathlib import Path
 
-import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+# Read when the hub's client is imported: a test that would ask a hub fails at once instead of waiting for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lit_hass.data.html_to_tsv.tokenizer import train_tokenizer
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+
+from lit_hass.data.html_to_tsv.tokenizer import train_tokenizer  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,15 +20,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def offline():
-    """A test that would ask a hub fails at once instead of waiting for it."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")

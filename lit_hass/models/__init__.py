@@ -11,30 +11,49 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lit_hass.models.context import context_length
     from lit_hass.models.digest import model_digest
+    from lit_hass.models.draft import DraftModel
+    from lit_hass.models.draft_cache import DraftCache
+    from lit_hass.models.draft_checkpoint import save_draft
+    from lit_hass.models.draft_config import DraftConfig
+    from lit_hass.models.draft_loading import load_draft, resolve_draft
     from lit_hass.models.folders import check_base, load_config, resolve_base, shipped_names
-    from lit_hass.models.loading import load_base, load_tokenizer
+    from lit_hass.models.loading import load_base, load_tokenizer, parse_dtype
     from lit_hass.models.stopping import stop_ids
 
 _HOMES = {
+    "DraftCache": "lit_hass.models.draft_cache",
+    "DraftConfig": "lit_hass.models.draft_config",
+    "DraftModel": "lit_hass.models.draft",
     "check_base": "lit_hass.models.folders",
     "context_length": "lit_hass.models.context",
     "load_base": "lit_hass.models.loading",
+    "load_draft": "lit_hass.models.draft_loading",
     "load_config": "lit_hass.models.folders",
     "load_tokenizer": "lit_hass.models.loading",
+    "parse_dtype": "lit_hass.models.loading",
     "model_digest": "lit_hass.models.digest",
     "resolve_base": "lit_hass.models.folders",
+    "resolve_draft": "lit_hass.models.draft_loading",
+    "save_draft": "lit_hass.models.draft_checkpoint",
     "shipped_names": "lit_hass.models.folders",
     "stop_ids": "lit_hass.models.stopping",
 }
 
 __all__ = (
+    "DraftCache",
+    "DraftConfig",
+    "DraftModel",
     "check_base",
     "context_length",
     "load_base",
     "load_config",
+    "load_draft",
     "load_tokenizer",
     "model_digest",
+    "parse_dtype",
     "resolve_base",
+    "resolve_draft",
+    "save_draft",
     "shipped_names",
     "stop_ids",
 )

@@ -54,7 +54,7 @@ def load_base(
         UserError: The model cannot be found or used; one line says why. Weights that the checkpoint lacks are an
             error, too (transformers would initialise them at random).
     """
-    kind: torch.dtype | str = _dtype(dtype)
+    kind: torch.dtype | str = parse_dtype(dtype)
     if device_map is not None and device is not None:
         raise UserError("give either device or device_map, not both")
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
@@ -116,8 +116,12 @@ def _attention(config: PreTrainedConfig) -> str:
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) and not capped else "eager"
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """The dtype, or ``"auto"``."""
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    """Read a dtype, a name such as ``"bfloat16"`` or ``"bf16"``, or ``"auto"``.
+
+    Raises:
+        UserError: It is none of these.
+    """
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
             raise UserError(f"dtype {dtype} is not a floating point type")

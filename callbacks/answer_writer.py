@@ -1,0 +1,196 @@
+"""Writing answers exactly once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from lit_hass.errors import RunError, UserError
+from lit_hass.records import (
+    AnswerRecord,
+    ChoiceRecord,
+    FolderLock,
+    QuestionId,
+    RunFolder,
+    RunKey,
+    ShardWriter,
+    TurnRecord,
+    claim,
+    ensure_writable,
+    failed_answer,
+    merge_shards,
+    read_key,
+)
+
+if TYPE_CHECKING:
+    from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
+
+log = logging.getLogger(__name__)
+
+
+class AnswerWriter(Callback):
+    """Write each question's answers into the run's folder, once, whatever happens to the run.
+
+    While the run goes on, rank ``r`` appends to ``answers.rank{r}.jsonl``, flushed to the disk after each batch. At its
+    end rank 0 checks that every question is there and writes ``answers.jsonl`` in the order of the question file.
+    Naming the same folder again (``--trainer.logger.init_args.version N``) resumes it, with any number of ranks: what
+    is answered is kept, what failed is tried again. A resume whose settings would give other answers is refused.
+
+    The module has ``resume_settings()`` and returns `QuestionOutcome`s; the DataModule has ``resume_settings()`` and
+    ``question_ids``. All processes see the same folder.
+
+    Attributes:
+        failed_ids: after the run, on rank 0: the questions without an answer.
+    """
+
+    def __init__(self) -> None:
+        """See the class."""
+        self.failed_ids: list[QuestionId] = []
+        self._folder = Path()
+        self._lock: FolderLock | None = None
+        self._shard: ShardWriter | None = None
+
+    def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """Refuse a folder that cannot be written or belongs to another run, without changing anything in it.
+
+        Raises:
+            UserError: see above; or the module or DataModule cannot be resumed.
+        """
+        settings = _settings(module, data)
+        folder = _planned_folder(trainer)
+        if folder is None or not folder.exists():
+            return
+        saved = read_key(folder)
+        if saved is not None and (differing := saved.differences(RunKey(settings))):
+            raise UserError(f"{folder} holds answers of another run: {'; '.join(differing)}")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the run's folder (rank 0) and open this rank's shard."""
+        if stage != "predict":
+            return
+        # Reading log_dir is a collective call: every rank does it, here and nowhere else.
+        folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        problem: str | None = None
+        if trainer.is_global_zero:
+            try:
+                ensure_writable(folder)
+                self._lock = FolderLock(folder).acquire()
+                claim(folder, _settings(pl_module, _datamodule(trainer)))
+            except UserError as error:
+                problem = str(error)
+                self._release()
+        # Every rank must hear of it: one that went on would wait for rank 0 for ever.
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise UserError(problem)
+        self._shard = ShardWriter(folder, trainer.global_rank)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append the batch's answers; they are on the disk when this returns."""
+        assert self._shard is not None
+        model_id = f"{getattr(pl_module, 'model_id', type(pl_module).__name__)}"
+        temperature = getattr(getattr(pl_module, "sampling", None), "temperature", 0.0)
+        self._shard.write([answer_line(outcome, f"{model_id}-temperature-{temperature}") for outcome in outputs])
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for all ranks, then merge their shards (rank 0)."""
+        assert self._shard is not None
+        self._shard.close()
+        try:
+            trainer.strategy.barrier("answers written")
+        except RuntimeError as error:  # how torch reports that a peer is gone
+            raise RunError(
+                "another process of this run ended before it was done (its error stands above); what is answered "
+                "is kept, run the same command with this version again to resume"
+            ) from error
+        problem: str | None = None
+        if trainer.is_global_zero:
+            folder = self._folder
+            try:
+                path = merge_shards(folder, _datamodule(trainer).question_ids)
+            except RunError as error:
+                problem = str(error)
+            else:
+                self.failed_ids = RunFolder(folder).failed_ids()
+                log.info("wrote %s", path)
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise RunError(problem)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the folder; what is written stays, and can be resumed."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
+    """The line of the answer file for one question."""
+    question = outcome.question
+    if outcome.error is not None:
+        log.error("question %r failed: %s", question.question_id, outcome.error)
+        return failed_answer(question.question_id, outcome.error)
+    choices = [
+        ChoiceRecord.from_turns(index, [_turn(turn, i, question.reference) for i, turn in enumerate(turns)])
+        for index, turns in enumerate(outcome.choices)
+    ]
+    return AnswerRecord(question.question_id, model_id, choices, peak_memory=outcome.peak_memory).to_dict()
+
+
+def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord:
+    generation = turn.generation
+    return TurnRecord(
+        text=turn.text,
+        output_ids=generation.output_ids.tolist(),
+        wall_time=generation.prefill_seconds + generation.decode_seconds,
+        steps=generation.steps,
+        accept_lengths=generation.accept_lengths,
+        prefill_time=generation.prefill_seconds,
+        decode_time=generation.decode_seconds,
+        stop_reason=generation.stop_reason,
+        seed=turn.seed,
+        prompt_tokens=turn.prompt_tokens,
+        batch_rows=turn.batch_rows,
+        time_share=turn.time_share,
+        exact_match=turn.matches(reference[index]) if index < len(reference) else None,
+    )
+
+
+def _datamodule(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _settings(module: Any, data: Any) -> dict[str, Any]:
+    for part, what in ((module, "module"), (data, "DataModule")):
+        if not hasattr(part, "resume_settings"):
+            raise UserError(f"AnswerWriter works with a {what} that has resume_settings(), not {type(part).__name__}")
+    return {"model": module.resume_settings(), "data": data.resume_settings()}
+
+
+def _planned_folder(trainer: Trainer) -> Path | None:
+    """The folder before the ranks can talk to each other; None when it will only be made up then."""
+    logger = trainer.logger
+    folder = getattr(logger, "log_dir", None)
+    return Path(folder) if folder else None

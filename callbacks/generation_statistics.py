@@ -1,0 +1,166 @@
+"""Speed, length and correctness of a predict run, in TensorBoard, on the screen and as ``statistics.json``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.answer_writer import AnswerWriter
+from lit_hass.errors import UserError
+from lit_hass.records import RunFolder, read_answers, write_json
+from lit_hass.reports import environment, generation_statistics
+
+if TYPE_CHECKING:
+    from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
+
+log = logging.getLogger(__name__)
+
+
+class GenerationStatistics(Callback):
+    """Log a run's speed while it goes on, and summarise its answers when it is done.
+
+    While it runs (rank 0, its own share): scalars ``predict/tokens_per_second``, ``predict/new_tokens``,
+    ``predict/prefill_seconds``, ``predict/decode_seconds`` by the number of answered questions, and the first answers
+    as text beside their references. At the end: the summary of `generation_statistics` over the whole
+    ``answers.jsonl`` (so that a resumed run counts everything once), as ``statistics.json``, histograms, scalars and a
+    table on the screen. It needs an `AnswerWriter` in the run.
+
+    Args:
+        samples: how many questions to show as text.
+    """
+
+    def __init__(self, samples: int = 8) -> None:
+        """See the class."""
+        if samples < 0:
+            raise UserError(f"GenerationStatistics.samples must not be negative, found {samples}")
+        self.samples = samples
+        self.statistics: dict[str, Any] = {}
+        self._seen = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there will be answers to read."""
+        others = trainer.callbacks  # type: ignore[attr-defined]
+        if stage == "predict" and not any(isinstance(callback, AnswerWriter) for callback in others):
+            raise UserError("GenerationStatistics reads answers.jsonl: add callbacks.AnswerWriter to trainer.callbacks")
+        self._seen = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: list[QuestionOutcome],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Log the batch (Lightning forbids ``self.log`` in predict hooks, so the loggers are called)."""
+        for outcome in outputs:
+            self._seen += 1
+            turns = [turn for choice in outcome.choices for turn in choice]
+            if turns:
+                scalars = _scalars(turns)
+                for logger in trainer.loggers:
+                    logger.log_metrics(scalars, step=self._seen)
+            if self._seen <= self.samples:
+                for board in _boards(trainer):
+                    board.add_text(f"answers/{outcome.question.question_id}", _sample(outcome), self._seen)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Summarise the merged answers (rank 0; `AnswerWriter` merges when the epoch ends, which is before)."""
+        folder = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))  # a collective call, on every rank
+        if not trainer.is_global_zero:
+            return
+        answers = read_answers(folder.answers)
+        data: Any = getattr(trainer, "datamodule", None)
+        categories = {q.question_id: q.category for q in data.questions} if data is not None else {}
+        self.statistics = {
+            **generation_statistics(answers, categories),
+            "devices": trainer.world_size,
+            "environment": environment(),
+        }
+        write_json(folder.statistics, self.statistics)
+        self._board_summary(trainer, answers)
+        _print_table(self.statistics)
+        log.info("wrote %s", folder.statistics)
+
+    def _board_summary(self, trainer: Trainer, answers: list[dict[str, Any]]) -> None:
+        summary = self.statistics
+        scalars = {
+            "summary/tokens_per_second": summary["tokens_per_second"]["end_to_end"],
+            "summary/decode_tokens_per_second": summary["tokens_per_second"]["decode_only"],
+            "summary/exact_match": summary["exact_match"]["share"],
+            "summary/failed": float(summary["questions"]["failed"]),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=len(answers))
+        choices = [choice for answer in answers for choice in answer["choices"]]
+        for board in _boards(trainer):
+            for key in ("new_tokens", "prompt_tokens", "wall_time"):
+                values = np.array([value for choice in choices for value in choice[key]], dtype=np.float64)
+                if values.size:
+                    board.add_histogram(f"answers/{key}", values, len(answers))
+            board.flush()
+
+
+def _boards(trainer: Trainer) -> list[Any]:
+    """TensorBoard writers (dummies that do nothing on the ranks above 0)."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _scalars(turns: list[TurnOutcome]) -> dict[str, float]:
+    tokens = sum(len(turn.generation.output_ids) for turn in turns)
+    seconds = sum(turn.time_share for turn in turns)
+    return {
+        "predict/tokens_per_second": tokens / seconds if seconds else 0.0,
+        "predict/new_tokens": tokens / len(turns),
+        "predict/prefill_seconds": sum(turn.generation.prefill_seconds for turn in turns) / len(turns),
+        "predict/decode_seconds": sum(turn.generation.decode_seconds for turn in turns) / len(turns),
+    }
+
+
+def _sample(outcome: QuestionOutcome) -> str:
+    """Markdown: what was asked, answered and expected (first choice)."""
+    question = outcome.question
+    if outcome.error is not None:
+        return f"**failed:** {outcome.error}"
+    parts = []
+    for i, turn in enumerate(outcome.choices[0]):
+        parts += [f"**question**\n\n{_fenced(question.turns[i])}", f"**answer**\n\n{_fenced(turn.raw_text)}"]
+        if i < len(question.reference):
+            verdict = "matches" if turn.matches(question.reference[i]) else "differs from"
+            parts.append(f"{verdict} the reference\n\n{_fenced(question.reference[i])}")
+    return "\n\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    return "\n".join("    " + line for line in text.split("\n"))
+
+
+def _print_table(statistics: dict[str, Any]) -> None:
+    questions, speed, match = statistics["questions"], statistics["tokens_per_second"], statistics["exact_match"]
+    table = Table(show_header=False, box=None)
+    answered = f"{questions['answered']} of {questions['total']}"
+    table.add_row("questions answered", answered + (f", {questions['failed']} FAILED" if questions["failed"] else ""))
+    if match["of"]:
+        table.add_row("exact match", f"{match['share']:.1%} ({match['matched']} of {match['of']})")
+    length = statistics["new_tokens"]
+    table.add_row("new tokens", f"{length['total']} ({length['mean']:.1f} an answer)")
+    cut = statistics["stop_reasons"]["length"]
+    if cut:
+        table.add_row("cut by a limit", f"{cut} of {statistics['turns']} answers")
+    both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
+    table.add_row("tokens per second", both)
+    seconds = statistics["seconds"]
+    table.add_row("seconds", f"{seconds['prefill']:.2f} reading prompts, {seconds['decode']:.2f} decoding")
+    memory = statistics["peak_memory_bytes"]
+    if memory:
+        table.add_row("peak memory", f"{memory / 2**20:.0f} MiB")
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""Writing the best model of a training run as a folder that ``load_base`` reads."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
+
+
+class ModelExport(Callback):
+    """At the end of a fit, write the best checkpoint's model in its own format under the run's folder.
+
+    The module must have ``save_pretrained(folder, dtype)``. The best is what the run's `ModelCheckpoint` monitored;
+    without one it is the last state.
+
+    Args:
+        folder: name of the folder below the run's folder.
+        dtype: of the weights on disk.
+    """
+
+    def __init__(self, folder: str = "model", dtype: Literal["float16", "bfloat16", "float32"] = "float16") -> None:
+        """See the class."""
+        self.folder = folder
+        self.dtype: torch.dtype = getattr(torch, dtype)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the best weights and write them (rank 0)."""
+        checkpoint = trainer.checkpoint_callback
+        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        if best:
+            pl_module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        if trainer.is_global_zero:
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
+            pl_module.save_pretrained(folder, self.dtype)  # type: ignore[operator]
+            log.info("wrote %s (%s)", folder, f"from {best}" if best else "the last state")

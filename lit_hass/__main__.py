@@ -1,0 +1,120 @@
+"""The door: ``lit-hass VERB ...`` and ``python -m lit_hass VERB ...``.
+
+What a verb needs is imported when the verb is known, so ``lit-hass --help`` and the light verbs start at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from lit_hass import __version__
+from lit_hass.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, RunError, UserError
+from lit_hass.logs import configure_logging
+
+_HELP = """\
+usage: lit-hass [-v | -q] [--debug] VERB [ARGUMENT ...]
+
+Decoding with a HASS draft head, representation collapse, perplexity and lengths, measured on one footing.
+
+run a job of configs/ with the LightningCLI:
+  predict          answer questions with a model
+  fit              train a base model
+  validate, test   evaluate a module on its DataModule
+
+without Lightning:
+  make-data        write questions of a shipped benchmark
+
+options:
+  -h, --help       this text; lit-hass VERB --help explains a verb
+  --version        the version
+  -v, -vv          log more (each step; everything)
+  -q               log warnings only
+  --debug          show the traceback of an error
+
+exit status: 0 done; 1 the run or one of its samples failed; 2 the input or the command line cannot be used;
+             130 interrupted
+
+try:
+  lit-hass predict -c configs/generate_baseline.yaml
+"""
+
+_LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+
+
+def _make_data(args: list[str]) -> int:
+    from lit_hass.data.html_to_tsv.verb import make_data
+
+    return make_data(args)
+
+
+_LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {"make-data": _make_data}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``lit-hass`` with these arguments (``sys.argv[1:]`` if None).
+
+    Returns:
+        the exit status, see `lit_hass.errors`.
+    """
+    args, verbosity, debug = _common_options(list(sys.argv[1:] if argv is None else argv))
+    configure_logging(verbosity)
+    try:
+        return _dispatch(args)
+    except (UserError, RunError) as error:
+        if debug:
+            raise
+        print(f"lit-hass: error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("lit-hass: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        sys.stderr.close()
+        return EXIT_FAILED
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an orderly shutdown and sys.exit(1).
+        if isinstance(error.__context__, KeyboardInterrupt):
+            print("lit-hass: interrupted; the same command with this version resumes the run", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        summary = (str(error).strip().splitlines() or [""])[0]
+        print(f"lit-hass: failed: {type(error).__name__}: {summary} (--debug shows where)", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _common_options(args: list[str]) -> tuple[list[str], int, bool]:
+    """Take ``-v``, ``-q`` and ``--debug`` out, wherever they stand: every verb knows them."""
+    verbosity, debug, rest = 0, False, []
+    for arg in args:
+        if arg in ("-v", "-vv", "-q"):
+            verbosity += {"-v": 1, "-vv": 2, "-q": -1}[arg]
+        elif arg == "--debug":
+            debug = True
+        else:
+            rest.append(arg)
+    return rest, verbosity, debug
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return EXIT_OK
+    if args[0] == "--version":
+        print(f"lit-hass {__version__}")
+        return EXIT_OK
+    if args[0] in _LIGHT_VERBS:
+        return _LIGHT_VERBS[args[0]](args[1:])
+    if args[0] in _LIGHTNING_VERBS:
+        from lit_hass.cli import main as lightning_main
+
+        return lightning_main(args)
+    verbs = ", ".join((*_LIGHTNING_VERBS, *_LIGHT_VERBS))
+    raise UserError(f"no such verb: {args[0]!r}; there are {verbs} (lit-hass --help)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

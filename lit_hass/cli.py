@@ -1,0 +1,178 @@
+"""The verbs ``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI over the project's modules and data."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
+
+# Short class names on the command line resolve for classes that are already imported.
+import callbacks  # noqa: F401
+from lit_hass import __version__, data, modules
+from lit_hass.errors import EXIT_OK, RunError, UserError
+from lit_hass.logs import quiet_libraries
+
+log = logging.getLogger(__name__)
+
+for _package in (data, modules):
+    for _name in _package.__all__:
+        getattr(_package, _name)
+
+#: How long a rank waits for the others: questions differ in length, so one rank may be done hours before another.
+RANK_TIMEOUT = timedelta(days=7)
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise _user_error(message, ex) from ex
+
+
+def _user_error(message: str, error: BaseException | None) -> UserError:
+    """The reason inside jsonargparse's report, which wraps one error per level and per alternative of a type."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    noise = ("Subtypes:", "Given value", "Does not validate", "Errors:", "Expected a <class 'NoneType'>")
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return UserError(" ".join(line for line in lines if line and not line.startswith(noise))[:600])
+
+
+class LitHassCLI(LightningCLI):
+    """LightningCLI that checks a run's input before it touches a model, a logger or a second process."""
+
+    def __init__(self, args: list[str]) -> None:
+        """Parse ``args`` (verb first) and run the verb."""
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                # Our DataModules share out their samples themselves, each exactly once.
+                "use_distributed_sampler": False,
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": "logs", "name": "lit_hass", "default_hp_metric": False},
+                },
+            },
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": "lit-hass",
+                "version": __version__,
+                "default_env": True,
+                "env_prefix": "LIT_HASS",
+            },
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs and the Trainer's parameters that are not options."""
+        verbs = LightningCLI.subcommands()
+        # Answers are written batch by batch; keeping them all in memory as well helps nobody.
+        verbs["predict"] = verbs["predict"] | {"return_predictions"}
+        return verbs
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse or complete the strategy."""
+        trainer = self.config[self.subcommand].trainer
+        strategy = trainer.strategy
+        name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+        start_method = getattr(getattr(strategy, "init_args", None), "start_method", "") or ""
+        if "spawn" in name or "spawn" in start_method:
+            raise UserError(
+                "trainer.strategy ddp_spawn is refused: its processes share the memory of metric states, which are "
+                "then summed twice; use ddp"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Make module, DataModule and Trainer; what their constructors refuse is said as they say it."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            if type(error) in (ValueError, TypeError) and "Does not validate" in str(error):
+                raise _user_error(str(error), error) from error
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer; ranks wait for each other as long as a run may take."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._timeout = RANK_TIMEOUT
+        return trainer
+
+    def check(self) -> None:
+        """Ask module, data and callbacks whether the run can begin; nothing is loaded or written for it.
+
+        Raises:
+            UserError: the first thing that cannot be used.
+        """
+        if hasattr(self.model, "check"):
+            self.model.check()
+        if hasattr(self.datamodule, "check"):
+            self.datamodule.check(self.model)
+        _check_output_folder(self.trainer)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "check"):
+                callback.check(self.trainer, self.model, self.datamodule)
+
+    def before_fit(self) -> None:
+        """Check the input."""
+        self.check()
+
+    before_validate = before_test = before_predict = before_fit
+
+    def predict(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run `Trainer.predict` without keeping its outputs."""
+        self.trainer.predict(model, return_predictions=False, **kwargs)
+
+    def after_predict(self) -> None:
+        """Report questions that failed: the run is complete, and not a success."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            failed = getattr(callback, "failed_ids", None)
+            if failed:
+                shown = ", ".join(map(repr, failed[:5])) + (", ..." if len(failed) > 5 else "")
+                raise RunError(
+                    f"{len(failed)} questions failed ({shown}); their lines in answers.jsonl say why, and running "
+                    "again with this version tries them again"
+                )
+
+
+def _check_output_folder(trainer: Trainer) -> None:
+    """Refuse a place where no folder can be made, before anything is made."""
+    for logger in trainer.loggers:
+        place = Path(getattr(logger, "log_dir", None) or logger.save_dir or trainer.default_root_dir).absolute()
+        while not place.exists():
+            place = place.parent
+        try:
+            # Asking for permissions is not enough: root has them all, and a file system may still refuse.
+            with tempfile.TemporaryDirectory(prefix=".lit-hass-", dir=place):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write into {logger.save_dir}: {place}: {error.strerror or error}") from error
+
+
+def main(args: list[str]) -> int:
+    """Run a LightningCLI verb; ``args[0]`` is the verb.
+
+    Raises:
+        UserError: input or settings that cannot be used.
+        RunError: the run, or one of its samples, failed.
+    """
+    quiet_libraries()
+    LitHassCLI(args)
+    return EXIT_OK

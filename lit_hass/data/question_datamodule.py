@@ -1,0 +1,182 @@
+"""Questions as batches for a predict run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from lit_hass.data.prompting import Prompting, Template
+from lit_hass.errors import UserError
+from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
+from lit_hass.pretrained import questions_file
+from lit_hass.records import (
+    Question,
+    QuestionId,
+    completed_ids,
+    questions_digest,
+    read_questions,
+    select_questions,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """Questions to be answered together.
+
+    Attributes:
+        questions: each is to be answered ``num_choices`` times; none where a rank has nothing to do.
+        num_choices: answers per question.
+        prompting: makes the prompt of each turn.
+    """
+
+    questions: tuple[Question, ...]
+    num_choices: int
+    prompting: Prompting
+
+    def to(self, device: object) -> QuestionBatch:
+        """Itself: prompts become tensors in the decoder (Lightning asks every batch to move)."""
+        return self
+
+
+class QuestionDataModule(LightningDataModule):
+    """Questions from a file in MT-bench's format, each given to exactly one rank.
+
+    The base of the module that is run (`GenerationModule`) names the tokenizer, unless one is named here.
+
+    Args:
+        questions: a question file, or the name of a shipped benchmark (``html_to_tsv``).
+        question_begin: position of the first question taken, from 0.
+        question_end: position behind the last one taken; None takes all.
+        num_choices: how many answers each question gets. They differ only when sampling.
+        batch_size: questions decoded together; ``batch_size * num_choices`` rows.
+        template: ``"chat"`` or ``"plain"``, see `Prompting`.
+        system_prompt: what the system says first; None says nothing.
+        plain_template: for ``"plain"``, a text with ``{turn}`` in it.
+        separator: for ``"plain"``, what stands between turns.
+        tokenizer: folder or name, when it is not the base's.
+
+    Raises:
+        UserError: from `check` and `setup`, see there.
+    """
+
+    def __init__(
+        self,
+        questions: str = "html_to_tsv",
+        question_begin: int | None = None,
+        question_end: int | None = None,
+        num_choices: int = 1,
+        batch_size: int = 1,
+        template: Template = "chat",
+        system_prompt: str | None = None,
+        plain_template: str = "{turn}",
+        separator: str = "\n\n",
+        tokenizer: str | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        for name, value in (("num_choices", num_choices), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name} must be at least 1, found {value}")
+        self.question_name = questions
+        self.question_begin, self.question_end = question_begin, question_end
+        self.num_choices, self.batch_size = num_choices, batch_size
+        self.template, self.system_prompt = template, system_prompt
+        self.plain_template, self.separator = plain_template, separator
+        self.tokenizer_name = tokenizer
+        self.questions: list[Question] = []
+        self.prompting: Prompting | None = None
+
+    @property
+    def question_ids(self) -> list[QuestionId]:
+        """Ids of the selected questions, in the file's order."""
+        return [question.question_id for question in self.questions]
+
+    def check(self, module: LightningModule) -> None:
+        """Read and check everything that can be known before the model is loaded; further calls cost nothing.
+
+        Args:
+            module: the one that will answer; its ``base`` names tokenizer and context length.
+
+        Raises:
+            UserError: a question file or selection that cannot be used, a base without a tokenizer, a template that
+                does not fit, or a first turn that leaves no room for an answer in the base's context.
+        """
+        if self.questions:
+            return
+        path = questions_file(self.question_name)
+        questions = select_questions(read_questions(path), self.question_begin, self.question_end)
+        base = getattr(module, "base", None)
+        tokenizer = self.tokenizer_name or base
+        if not isinstance(tokenizer, str):
+            raise UserError("the questions need a tokenizer: give --data.tokenizer, or a module with a base")
+        prompting = Prompting(
+            load_tokenizer(tokenizer), self.template, self.system_prompt, self.plain_template, self.separator
+        )
+        limit = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
+        for question in questions:
+            length = len(prompting.encode(question.turns[:1], ()))
+            where = f"{path}: question {question.question_id!r}"
+            if length == 0:
+                raise UserError(f"{where} has an empty prompt after tokenisation")
+            if limit is not None and length >= limit:
+                raise UserError(
+                    f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit}"
+                )
+        self.questions, self.prompting = questions, prompting
+
+    def prepare_data(self) -> None:
+        """Check the input once per machine, before a logger or a model is touched."""
+        if self.trainer is not None:
+            self.check(self.trainer.lightning_module)
+
+    def setup(self, stage: str) -> None:
+        """Read questions and tokenizer (see `check`)."""
+        if self.trainer is not None:
+            self.check(self.trainer.lightning_module)
+
+    def predict_dataloader(self) -> DataLoader[QuestionBatch]:
+        """This rank's share of the questions that the run's folder does not hold answers to yet."""
+        trainer = self.trainer
+        assert trainer is not None and self.prompting is not None
+        done: set[QuestionId] = set()
+        folder = trainer.log_dir
+        if folder is not None:
+            # One rank reads and tells the others: a rank that read by itself could already see answers which a
+            # faster rank has just written, and the ranks would share out different lists.
+            done = trainer.strategy.broadcast(completed_ids(folder) if trainer.is_global_zero else set())
+        todo = [question for question in self.questions if question.question_id not in done]
+        if len(todo) < len(self.questions) and trainer.is_global_zero:
+            log.info("resuming: %d of %d questions are answered", len(self.questions) - len(todo), len(self.questions))
+        mine = batches_of(todo[trainer.global_rank :: trainer.world_size], self)
+        if not mine:
+            # Lightning skips every hook of a loop without batches: the other ranks would wait for this one for ever,
+            # and a run that was killed just before its merge would never be merged.
+            mine = [QuestionBatch((), self.num_choices, self.prompting)]
+        return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style dataset
+
+    def resume_settings(self) -> dict[str, Any]:
+        """What of the data decides the answers: the content of the questions, not the file's name."""
+        assert self.prompting is not None, "the settings are known after check() or setup()"
+        return {
+            "questions": questions_digest(self.questions),
+            "num_choices": self.num_choices,
+            # None is the base's own, which is in the base's fingerprint.
+            "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),
+            **self.prompting.settings(),
+        }
+
+
+def batches_of(questions: Sequence[Question], data: QuestionDataModule) -> list[QuestionBatch]:
+    """Cut questions into batches, in order."""
+    assert data.prompting is not None
+    return [
+        QuestionBatch(tuple(questions[i : i + data.batch_size]), data.num_choices, data.prompting)
+        for i in range(0, len(questions), data.batch_size)
+    ]

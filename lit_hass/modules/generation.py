@@ -1,0 +1,215 @@
+"""Answering questions: `predict_step` over a decoder."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from lit_hass.data.question_datamodule import QuestionBatch
+from lit_hass.decoding import AutoregressiveDecoder, Generation, SamplingConfig, derive_seed
+from lit_hass.errors import RunError, UserError
+from lit_hass.models import check_base, context_length, load_base, load_tokenizer, model_digest, parse_dtype, stop_ids
+from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
+from lit_hass.modules.memory import peak_memory, reset_peak_memory
+
+log = logging.getLogger(__name__)
+
+
+class GenerationModule(LightningModule):
+    """Answer questions with a language model.
+
+    `predict_step` takes a `QuestionBatch` and returns one `QuestionOutcome` per question; what becomes of them is for
+    callbacks to decide. Nothing of a run decides an answer but (model, prompt, sampling, seed, question, choice,
+    turn): batch size, number of ranks and a resume do not.
+
+    Args:
+        base: a `transformers` folder, hub id or shipped name (``html_to_tsv``).
+        sampling: how tokens are chosen.
+        max_new_tokens: limit for each answer.
+        dtype: of the weights: ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a name.
+        device_map: handed to `transformers`, such as ``"auto"`` to spread a large model over the GPUs of one process.
+        extra_stop_ids: token ids that end an answer, beside those of the tokenizer and the model.
+        seed: of the noise of sampled answers.
+        warmup: full generations of the first question before the run, timed by nobody.
+        strip_answers: remove white space at both ends of the answers' text, in the records and in what the next turn
+            sees (the original scripts do). Matches with references are made on the text before that.
+        model_id: name in the answer records; None takes the base's last path component.
+
+    Attributes:
+        collect_features: the one switch that a callback sets to have `TokenFeatures` in the outcomes.
+    """
+
+    def __init__(
+        self,
+        base: str = "html_to_tsv",
+        sampling: SamplingConfig = SamplingConfig(),
+        max_new_tokens: int = 512,
+        dtype: str = "auto",
+        device_map: str | None = None,
+        extra_stop_ids: list[int] | None = None,
+        seed: int = 0,
+        warmup: int = 3,
+        strip_answers: bool = True,
+        model_id: str | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        if max_new_tokens < 1:
+            raise UserError(f"model.max_new_tokens must be at least 1, found {max_new_tokens}")
+        if warmup < 0:
+            raise UserError(f"model.warmup must not be negative, found {warmup}")
+        self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
+        self.base_dtype, self.device_map = dtype, device_map
+        self.extra_stop_ids = tuple(extra_stop_ids or ())
+        self.seed, self.warmup, self.strip_answers = seed, warmup, strip_answers
+        self.model_id = model_id or base.rstrip("/").rsplit("/", 1)[-1]
+        self.collect_features = False
+        # Not a submodule: Lightning would move and cast it, and a model spread over devices must stay as it is.
+        self.decoder: AutoregressiveDecoder | None = None
+        self._stop_ids: tuple[int, ...] = ()
+        self._context: int | None = None
+        self._warm = False
+
+    def check(self) -> None:
+        """Refuse a base that cannot be loaded, before anything is loaded.
+
+        Raises:
+            UserError: names the folder and what it lacks, or a dtype that does not exist.
+        """
+        parse_dtype(self.base_dtype)
+        check_base(self.base)
+
+    def setup(self, stage: str) -> None:
+        """Check the base before the model is built."""
+        self.check()
+
+    def configure_model(self) -> None:
+        """Load the base and make its decoder, once the input is known to be good."""
+        if self.decoder is not None:
+            return
+        device = None if self.device_map else self.device
+        model = load_base(self.base, dtype=self.base_dtype, device=device, device_map=self.device_map)
+        self._stop_ids = tuple(sorted({*stop_ids(model, load_tokenizer(self.base)), *self.extra_stop_ids}))
+        self._context = context_length(model.config)
+        self.decoder = AutoregressiveDecoder(model)
+        log.info(
+            "loaded %s: %.1f M parameters, %s on %s; answers end at %s",
+            self.base, sum(p.numel() for p in model.parameters()) / 1e6, model.dtype, model.device, self._stop_ids,
+        )  # fmt: skip
+
+    def on_predict_start(self) -> None:
+        """Each run warms up anew."""
+        self._warm = self.warmup == 0
+
+    def predict_step(self, batch: QuestionBatch, batch_idx: int) -> list[QuestionOutcome]:
+        """Answer all turns and choices of a batch of questions.
+
+        A question that fails (its prompt outgrows the context in a later turn, or the model yields no number) has an
+        ``error`` in its outcome; the others of the batch go on.
+        """
+        if not batch.questions:
+            return []
+        if not self._warm:
+            self._warm_up(batch)
+        reset_peak_memory(self.device)
+        try:
+            outcomes = self._answer(batch)
+        except RunError as error:
+            # One row without a finite logit stops its batch. Answers do not depend on the batch, so asking again one
+            # by one changes none of them and leaves only the culprit failed.
+            outcomes = [self._answer_alone(batch, i, error) for i in range(len(batch.questions))]
+        memory = peak_memory(self.device)
+        for outcome in outcomes:
+            outcome.peak_memory = memory
+        return outcomes
+
+    def _warm_up(self, batch: QuestionBatch) -> None:
+        """Generate the first question's answers and throw them away."""
+        first = QuestionBatch(batch.questions[:1], 1, batch.prompting)
+        collecting, self.collect_features = self.collect_features, False
+        try:
+            for _ in range(self.warmup):
+                self._answer(first)
+        except RunError:
+            log.info("the warm-up failed; the run itself will say why")
+        finally:
+            self.collect_features = collecting
+        self._warm = True
+
+    def _answer_alone(self, batch: QuestionBatch, index: int, error: RunError) -> QuestionOutcome:
+        if len(batch.questions) == 1:
+            return QuestionOutcome(batch.questions[0], error=str(error))
+        alone = QuestionBatch(batch.questions[index : index + 1], batch.num_choices, batch.prompting)
+        try:
+            return self._answer(alone)[0]
+        except RunError as own:
+            return QuestionOutcome(batch.questions[index], error=str(own))
+
+    def _answer(self, batch: QuestionBatch) -> list[QuestionOutcome]:
+        talks = [Conversation(q, choice) for q in batch.questions for choice in range(batch.num_choices)]
+        for turn in range(max(len(question.turns) for question in batch.questions)):
+            asked = [talk for talk in talks if talk.error is None and turn < len(talk.question.turns)]
+            prompts = []
+            for talk in list(asked):
+                prompt = batch.prompting.encode(talk.question.turns[: turn + 1], talk.answers)
+                if self._context is not None and len(prompt) >= self._context:
+                    talk.error = (
+                        f"turn {turn + 1} has a prompt of {len(prompt)} tokens, which leaves no room in the model's "
+                        f"context of {self._context}"
+                    )
+                    asked.remove(talk)
+                else:
+                    prompts.append(prompt)
+            if asked:
+                self._decode(batch, turn, asked, prompts)
+        return [
+            QuestionOutcome.of([talk for talk in talks if talk.question is question]) for question in batch.questions
+        ]
+
+    def _decode(self, batch: QuestionBatch, turn: int, asked: list[Conversation], prompts: list[torch.Tensor]) -> None:
+        assert self.decoder is not None
+        seeds = [derive_seed(self.seed, talk.question.question_id, talk.choice, turn) for talk in asked]
+        generations = self.decoder.generate(
+            prompts, self.max_new_tokens, self.sampling, self._stop_ids, seeds, self.collect_features
+        )
+        seconds = max(g.prefill_seconds + g.decode_seconds for g in generations)
+        for talk, prompt, seed, generation in zip(asked, prompts, seeds, generations, strict=True):
+            raw = batch.prompting.decode(self._without_stop(generation))
+            text = raw.strip() if self.strip_answers else raw
+            talk.answers.append(text)
+            talk.turns.append(
+                TurnOutcome(
+                    text=text,
+                    raw_text=raw,
+                    generation=generation,
+                    prompt_tokens=len(prompt),
+                    seed=None if self.sampling.greedy else seed,
+                    batch_rows=len(asked),
+                    time_share=seconds / len(asked),
+                )
+            )
+
+    def _without_stop(self, generation: Generation) -> list[int]:
+        ids = generation.output_ids.tolist()
+        return ids[:-1] if generation.stop_reason == "stop" else ids
+
+    def resume_settings(self) -> dict[str, Any]:
+        """What of the model decides the answers; see ``lit_hass.records.RunKey``."""
+        sampling = self.sampling
+        return {
+            "base": model_digest(self.base),
+            "dtype": self.base_dtype,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "repetition_penalty": sampling.repetition_penalty,
+            "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
+            # Greedy answers do not depend on the seed, so another seed is no other run.
+            "seed": None if sampling.greedy else self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "extra_stop_ids": sorted(self.extra_stop_ids),
+            "strip_answers": self.strip_answers,
+        }
