@@ -1,0 +1,103 @@
+"""The door itself: help at once, light verbs without heavy imports, exit statuses, one-line errors."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lit_hass import __version__
+from lit_hass.__main__ import main
+
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy")
+
+
+def _loaded(*args: str) -> tuple[int, set[str]]:
+    """Run ``main(args)`` in a new process; its status and which of the heavy packages it imported."""
+    code = (
+        "import sys, json\nfrom lit_hass.__main__ import main\n"
+        f"status = main({list(args)!r})\n"
+        f"print('\\n' + json.dumps([status, [m for m in {HEAVY!r} if m in sys.modules]]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, modules = json.loads(run.stdout.splitlines()[-1])
+    return status, set(modules)
+
+
+@pytest.mark.parametrize("args", [("--help",), ("--version",), (), ("make-data", "html_to_tsv", "--n", "2")])
+def test_light_verbs_import_nothing_heavy(args):
+    assert _loaded(*args) == (0, set())
+
+
+def test_help_starts_quickly():
+    # The promise is under a second on an idle machine. The best of five leaves out what other work costs, and the
+    # bound leaves room for a slow one: importing torch alone takes longer than that.
+    best = min(_timed() for _ in range(5))
+    assert best < 1.0
+
+
+def _timed() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "lit_hass", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in ("predict", "fit", "validate", "test", "make-data"))
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lit-hass {__version__}\n"
+
+
+def test_unknown_verb_is_a_usage_error(capsys):
+    assert main(["pedict"]) == 2
+    error = capsys.readouterr().err
+    assert "pedict" in error and "predict" in error and error.count("\n") == 1
+
+
+def test_make_data_writes_what_the_data_gives(tmp_path, capsys):
+    out = tmp_path / "new" / "questions.jsonl"
+    assert main(["make-data", "html_to_tsv", "--n", "5", "--seed", "3", "--out", str(out)]) == 0
+    written = out.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["make-data", "html_to_tsv", "--n", "5", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == written
+    questions = [json.loads(line) for line in written.splitlines()]
+    assert [q["question_id"] for q in questions] == [1, 2, 3, 4, 5]
+    assert all(set(q) == {"question_id", "category", "turns", "reference"} for q in questions)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--n", "0"], "--n"),
+        (["--difficulty", "huge"], "huge"),
+        (["--difficulty", "0x3"], "0 rows"),
+        (["--out", "/dev/null/x.jsonl"], "/dev/null"),
+    ],
+)
+def test_make_data_refuses_by_name(args, named, capsys):
+    assert main(["make-data", "html_to_tsv", *args]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.startswith("lit-hass: error:") and error.count("\n") == 1
+
+
+def test_quiet_and_verbose(tmp_path, capsys):
+    out = str(tmp_path / "q.jsonl")
+    assert main(["make-data", "html_to_tsv", "--n", "1", "--out", out]) == 0
+    assert "wrote 1 questions" in capsys.readouterr().err
+    assert main(["make-data", "html_to_tsv", "-q", "--n", "1", "--out", out]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "lit_hass", "make-data", "html_to_tsv", "--n", "0"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True)
+    assert plain.returncode == 2 and "Traceback" not in plain.stderr
+    assert debug.returncode != 0 and "Traceback" in debug.stderr and "UserError" in debug.stderr

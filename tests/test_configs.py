@@ -1,0 +1,59 @@
+"""Every YAML under configs/ is parsed, instantiated and run for a step or two."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.door.conftest import ROOT, door, questions  # noqa: F401  # fixtures
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+#: Configs that only add to another one, and to which.
+PARTS = {
+    "trainer/ddp.yaml": "generate_baseline.yaml",
+    "trainer/debug.yaml": "generate_baseline.yaml",
+    "model/sampling.yaml": "generate_baseline.yaml",
+    "data/text.yaml": "train_base.yaml",
+}
+#: A training run small enough for a test; what it checks is that the file's own keys are accepted and run.
+SMALL_FIT = (
+    "--trainer.max_steps", 2, "--trainer.val_check_interval", 1, "--trainer.limit_val_batches", 1,
+    "--trainer.enable_progress_bar", "false",
+)  # fmt: skip
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT / "configs").as_posix()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=_name)
+def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
+    name = _name(path)
+    files = ["-c", ROOT / "configs" / PARTS[name], "-c", path] if name in PARTS else ["-c", path]
+    whole = yaml.safe_load(Path(files[1]).read_text())
+    module = whole["model"]["class_path"].rsplit(".", 1)[-1]
+    match module:
+        case "GenerationModule":
+            more = ["--model.base", tiny_base, "--model.max_new_tokens", 3, "--data.questions", questions(2)]
+            # One process here: two are tested where processes are tested.
+            more += ["--trainer.devices", 1]
+            result = door("predict", *files, *more)
+        case "LanguageModelingModule":
+            more = list(SMALL_FIT)
+            if name == "data/text.yaml":
+                text = tmp_path / "text.txt"
+                text.write_text("one two three four five six seven eight nine ten\n" * 80, encoding="utf-8")
+                more += ["--data.train_files", f"[{text}]", "--data.tokenizer", tiny_base, "--data.block_size", 16]
+            else:
+                more += ["--data.tokenizer", tiny_base, "--data.tokens_per_batch", 64, "--data.validation", 2]
+            more += ["--model.architecture.num_hidden_layers", 1, "--model.architecture.hidden_size", 32]
+            result = door("fit", *files, *more)
+        case _:
+            pytest.fail(f"no small run is known for {module}")
+    assert result.status == 0, result.err
+
+
+def test_every_key_of_a_config_is_explained():
+    """Each setting of the data and the model has a comment, or speaks for itself in the class's docstring."""
+    for path in CONFIGS:
+        assert path.read_text(encoding="utf-8").lstrip().startswith("#"), f"{path}: says nothing of its purpose"
