@@ -9,17 +9,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lit_hass.data.conversation_datamodule import ConversationDataModule
     from lit_hass.data.html_to_tsv_datamodule import HTMLToTSVDataModule
     from lit_hass.data.question_datamodule import QuestionDataModule
     from lit_hass.data.text_datamodule import TextDataModule
 
 _HOMES = {
+    "ConversationDataModule": "lit_hass.data.conversation_datamodule",
     "HTMLToTSVDataModule": "lit_hass.data.html_to_tsv_datamodule",
     "QuestionDataModule": "lit_hass.data.question_datamodule",
     "TextDataModule": "lit_hass.data.text_datamodule",
 }
 
-__all__ = ("HTMLToTSVDataModule", "QuestionDataModule", "TextDataModule")
+__all__ = ("ConversationDataModule", "HTMLToTSVDataModule", "QuestionDataModule", "TextDataModule")
 
 
 def __getattr__(name: str) -> object:

@@ -43,8 +43,8 @@ class HTMLToTSVDataModule(LightningDataModule):
     very batch at which it was stopped. Validation holds the same tables in every epoch, none of which is trained on.
 
     Args:
-        tokenizer: folder or name of a tokenizer with a chat template; None takes that of the base of a module that trains
-            a draft (its ``tokenizer_source``), else trains one on the training split.
+        tokenizer: folder or name of a tokenizer with a chat template; None takes that of the base of a module that
+            trains a draft (its ``tokenizer_source``), else trains one on the training split.
         vocab_size: of the tokenizer that is trained when none is named.
         tokens_per_batch: about how many tokens, padding included, one training batch has.
         curriculum: stages, by share of the run (of ``max_steps``).

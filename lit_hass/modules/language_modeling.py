@@ -119,6 +119,8 @@ class LanguageModelingModule(LightningModule):
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 nn.init.normal_(parameter, std=hp.weight_std)
+        if not _is_causal(model):
+            raise UserError(f"model.architecture: {model_type} sees the tokens it is to predict, it is no decoder")
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         nn.init.normal_(embedding.weight, std=hp.embedding_std)
         if hp.head_from_embeddings and head.weight is not embedding.weight:
@@ -243,6 +245,19 @@ class LanguageModelingModule(LightningModule):
                 raise RunError(f"{name} has values that are not finite in {str(dtype).removeprefix('torch.')}")
         stored.save_pretrained(folder)
         self._tokenizer().save_pretrained(folder)
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether a logit depends on no later token (an encoder's does; trained so, it would learn to look it up)."""
+    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    other = ids.clone()
+    other[0, -1] = 0
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        first, second = (model(input_ids=x).logits[0, :-1] for x in (ids, other))
+    model.train(training)
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:

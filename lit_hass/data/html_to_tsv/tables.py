@@ -32,8 +32,8 @@ class Difficulty:
         max_columns: most columns (at least 1).
         min_rows: fewest rows.
         min_columns: fewest columns.
-        styles: False gives bare ``<table><tr><td>`` on one line with ASCII words only; True gives every style of
-            `render`.
+        styles: False gives plain ASCII words in bare tags (``<th>`` in a header row) on one line; True gives every
+            style of `render`.
     """
 
     max_rows: int = 4
