@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import signal
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_hass.errors import RunError, UserError
+from lit_hass.ranks import on_rank_zero
 from lit_hass.records import (
     AnswerRecord,
     ChoiceRecord,
@@ -22,6 +27,7 @@ from lit_hass.records import (
     claim,
     ensure_writable,
     failed_answer,
+    iter_intact,
     merge_shards,
     read_key,
 )
@@ -44,25 +50,31 @@ class AnswerWriter(Callback):
     ``question_ids``. All processes see the same folder.
 
     Attributes:
+        folder: where the answers are (a temporary folder under ``fast_dev_run``).
         failed_ids: after the run, on rank 0: the questions without an answer.
+        merged: whether the run came to its end.
     """
 
     def __init__(self) -> None:
         """See the class."""
         self.failed_ids: list[QuestionId] = []
-        self._folder = Path()
+        self.folder = Path()
+        self.merged = False
         self._lock: FolderLock | None = None
         self._shard: ShardWriter | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-        """Refuse a folder that cannot be written or belongs to another run, without changing anything in it.
+        """Refuse a folder that belongs to another run, without changing anything in it.
 
         Raises:
-            UserError: see above; or the module or DataModule cannot be resumed.
+            UserError: see above; or there are two writers, or module or DataModule cannot be resumed.
         """
-        settings = _settings(module, data)
-        folder = _planned_folder(trainer)
-        if folder is None or not folder.exists():
+        writers = [c for c in trainer.callbacks if isinstance(c, AnswerWriter)]  # type: ignore[attr-defined]
+        if len(writers) > 1:
+            raise UserError("trainer.callbacks has two AnswerWriters; they would write the same files")
+        settings = _settings(trainer, module, data)
+        folder = getattr(trainer.logger, "log_dir", None)
+        if not folder or not Path(folder).exists():
             return
         saved = read_key(folder)
         if saved is not None and (differing := saved.differences(RunKey(settings))):
@@ -72,22 +84,34 @@ class AnswerWriter(Callback):
         """Take the run's folder (rank 0) and open this rank's shard."""
         if stage != "predict":
             return
+        self.merged = False
         # Reading log_dir is a collective call: every rank does it, here and nowhere else.
-        folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        problem: str | None = None
-        if trainer.is_global_zero:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+        def take() -> Path:
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                # A trial of a few batches: its answers are no run, and nothing may take them for one.
+                return Path(tempfile.mkdtemp(prefix="lit-hass-"))
+            ensure_writable(folder)
+            self._lock = FolderLock(folder).acquire()
             try:
-                ensure_writable(folder)
-                self._lock = FolderLock(folder).acquire()
-                claim(folder, _settings(pl_module, _datamodule(trainer)))
-            except UserError as error:
-                problem = str(error)
+                claim(folder, _settings(trainer, pl_module, _datamodule(trainer)))
+            except (UserError, RunError):
                 self._release()
-        # Every rank must hear of it: one that went on would wait for rank 0 for ever.
-        problem = trainer.strategy.broadcast(problem)
-        if problem:
-            raise UserError(problem)
-        self._shard = ShardWriter(folder, trainer.global_rank)
+                raise
+            return folder
+
+        self.folder = on_rank_zero(trainer, take)
+        self._shard = ShardWriter(self.folder, trainer.global_rank)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end the process.
+
+        Lightning notes the signal and goes on, in predict to the end. Every answer is on the disk when its batch is
+        done, so ending at once loses no more than the answers in flight, and a rank that waits for a dead one ends too.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(
         self,
@@ -113,25 +137,28 @@ class AnswerWriter(Callback):
         except RuntimeError as error:  # how torch reports that a peer is gone
             raise RunError(
                 "another process of this run ended before it was done (its error stands above); what is answered "
-                "is kept, run the same command with this version again to resume"
+                f"is kept in {self.folder}: run the same command with its version to resume"
             ) from error
-        problem: str | None = None
-        if trainer.is_global_zero:
-            folder = self._folder
-            try:
-                path = merge_shards(folder, _datamodule(trainer).question_ids)
-            except RunError as error:
-                problem = str(error)
-            else:
-                self.failed_ids = RunFolder(folder).failed_ids()
+        order = _datamodule(trainer).question_ids
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+        def merge() -> None:
+            asked = {
+                answer["question_id"] for shard in RunFolder(self.folder).shards() for answer in iter_intact(shard)
+            }
+            path = merge_shards(self.folder, [i for i in order if i in asked] if trial else order)
+            self.failed_ids = RunFolder(self.folder).failed_ids()
+            if not trial:
                 log.info("wrote %s", path)
-        problem = trainer.strategy.broadcast(problem)
-        if problem:
-            raise RunError(problem)
+
+        on_rank_zero(trainer, merge)
+        self.merged = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the folder."""
         self._release()
+        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the folder; what is written stays, and can be resumed."""
@@ -182,15 +209,13 @@ def _datamodule(trainer: Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
 
 
-def _settings(module: Any, data: Any) -> dict[str, Any]:
+def _settings(trainer: Trainer, module: Any, data: Any) -> dict[str, Any]:
     for part, what in ((module, "module"), (data, "DataModule")):
         if not hasattr(part, "resume_settings"):
             raise UserError(f"AnswerWriter works with a {what} that has resume_settings(), not {type(part).__name__}")
-    return {"model": module.resume_settings(), "data": data.resume_settings()}
-
-
-def _planned_folder(trainer: Trainer) -> Path | None:
-    """The folder before the ranks can talk to each other; None when it will only be made up then."""
-    logger = trainer.logger
-    folder = getattr(logger, "log_dir", None)
-    return Path(folder) if folder else None
+    return {
+        "model": module.resume_settings(),
+        "data": data.resume_settings(),
+        # Decides the dtype where that is "auto", and which generator draws the noise.
+        "device": trainer.strategy.root_device.type,
+    }

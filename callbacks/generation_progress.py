@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -49,6 +50,8 @@ class GenerationProgressBar(ProgressBar):
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            # Not where a user may pipe the figures to.
+            console=Console(stderr=True),
         )
         total = trainer.num_predict_batches[0] if trainer.num_predict_batches else None
         self._task = self._progress.add_task("answering", total=total, speed="warming up")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -45,11 +45,18 @@ class GenerationStatistics(Callback):
         self.statistics: dict[str, Any] = {}
         self._seen = 0
 
+    def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """Check that there will be answers to read.
+
+        Raises:
+            UserError: no `AnswerWriter` is in the run.
+        """
+        _writer(trainer)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there will be answers to read."""
-        others = trainer.callbacks  # type: ignore[attr-defined]
-        if stage == "predict" and not any(isinstance(callback, AnswerWriter) for callback in others):
-            raise UserError("GenerationStatistics reads answers.jsonl: add callbacks.AnswerWriter to trainer.callbacks")
+        """Begin anew."""
+        if stage == "predict":
+            _writer(trainer)
         self._seen = 0
 
     def on_predict_batch_end(
@@ -75,7 +82,7 @@ class GenerationStatistics(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Summarise the merged answers (rank 0; `AnswerWriter` merges when the epoch ends, which is before)."""
-        folder = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))  # a collective call, on every rank
+        folder = RunFolder(_writer(trainer).folder)
         if not trainer.is_global_zero:
             return
         answers = read_answers(folder.answers)
@@ -89,7 +96,8 @@ class GenerationStatistics(Callback):
         write_json(folder.statistics, self.statistics)
         self._board_summary(trainer, answers)
         _print_table(self.statistics)
-        log.info("wrote %s", folder.statistics)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log.info("wrote %s", folder.statistics)
 
     def _board_summary(self, trainer: Trainer, answers: list[dict[str, Any]]) -> None:
         summary = self.statistics
@@ -108,6 +116,13 @@ class GenerationStatistics(Callback):
                 if values.size:
                     board.add_histogram(f"answers/{key}", values, len(answers))
             board.flush()
+
+
+def _writer(trainer: Trainer) -> AnswerWriter:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AnswerWriter):
+            return callback
+    raise UserError("GenerationStatistics reads answers.jsonl: add callbacks.AnswerWriter to trainer.callbacks")
 
 
 def _boards(trainer: Trainer) -> list[Any]:
@@ -157,10 +172,19 @@ def _print_table(statistics: dict[str, Any]) -> None:
     if cut:
         table.add_row("cut by a limit", f"{cut} of {statistics['turns']} answers")
     both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
-    table.add_row("tokens per second", both)
+    each = f", each of {statistics['devices']} processes" if statistics["devices"] > 1 else ""
+    table.add_row("tokens per second", both + each)
     seconds = statistics["seconds"]
     table.add_row("seconds", f"{seconds['prefill']:.2f} reading prompts, {seconds['decode']:.2f} decoding")
     memory = statistics["peak_memory_bytes"]
     if memory:
         table.add_row("peak memory", f"{memory / 2**20:.0f} MiB")
-    Console().print(table)
+    console = Console()
+    with console.capture() as text:
+        console.print(table)
+    try:
+        print(text.get(), end="", flush=True)
+    except BrokenPipeError:
+        # Whoever read our output, such as head, has seen enough; the files say it all. Nothing more goes there, or
+        # Python would complain when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -35,7 +35,8 @@ class ModelExport(Callback):
         best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
         if best:
             pl_module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        # Asking for the run's folder is a collective call, so every rank does.
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         if trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
             pl_module.save_pretrained(folder, self.dtype)  # type: ignore[operator]
             log.info("wrote %s (%s)", folder, f"from {best}" if best else "the last state")

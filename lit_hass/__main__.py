@@ -5,6 +5,7 @@ What a verb needs is imported when the verb is known, so ``lit-hass --help`` and
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,7 @@ options:
   --debug          show the traceback of an error
 
 exit status: 0 done; 1 the run or one of its samples failed; 2 the input or the command line cannot be used;
-             130 interrupted
+             130 interrupted (143 by SIGTERM)
 
 try:
   lit-hass predict -c configs/generate_baseline.yaml
@@ -69,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lit-hass: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        sys.stderr.close()
-        return EXIT_FAILED
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except SystemExit as error:
         # Lightning turns Ctrl-C into an orderly shutdown and sys.exit(1).
         if isinstance(error.__context__, KeyboardInterrupt):

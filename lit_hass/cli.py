@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Short class names on the command line resolve for classes that are already imported.
 import callbacks  # noqa: F401
@@ -107,6 +108,8 @@ class LitHassCLI(LightningCLI):
             if type(error) in (ValueError, TypeError) and "Does not validate" in str(error):
                 raise _user_error(str(error), error) from error
             raise
+        except MisconfigurationException as error:  # settings of the Trainer that this machine cannot serve
+            raise UserError(" ".join(str(error).split())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; ranks wait for each other as long as a run may take."""
@@ -132,17 +135,26 @@ class LitHassCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check the input."""
+        checkpoint = self.config.fit.get("ckpt_path")
+        if checkpoint:
+            _check_checkpoint(str(checkpoint), self.trainer)
         self.check()
 
-    before_validate = before_test = before_predict = before_fit
+    def before_predict(self) -> None:
+        """Check the input."""
+        self.check()
+
+    before_validate = before_test = before_predict
 
     def predict(self, model: LightningModule, **kwargs: Any) -> None:
         """Run `Trainer.predict` without keeping its outputs."""
         self.trainer.predict(model, return_predictions=False, **kwargs)
 
     def after_predict(self) -> None:
-        """Report questions that failed: the run is complete, and not a success."""
+        """Report a run without an end, and questions that failed: the run is complete, and not a success."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not getattr(callback, "merged", True):
+                raise RunError("Lightning ended the run before any question was asked (limit_predict_batches 0?)")
             failed = getattr(callback, "failed_ids", None)
             if failed:
                 shown = ", ".join(map(repr, failed[:5])) + (", ..." if len(failed) > 5 else "")
@@ -150,6 +162,22 @@ class LitHassCLI(LightningCLI):
                     f"{len(failed)} questions failed ({shown}); their lines in answers.jsonl say why, and running "
                     "again with this version tries them again"
                 )
+
+
+def _check_checkpoint(path: str, trainer: Trainer) -> None:
+    """Refuse a checkpoint that is not there; Lightning would begin anew for ``last``, and build a model first else."""
+    if path == "last":
+        places = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        folders = [Path(place) for place in places if place]
+        folder = getattr(trainer.logger, "log_dir", None)
+        folders += [Path(folder) / "checkpoints"] if folder else []
+        if not any(found for place in folders for found in place.glob("last*.ckpt")):
+            raise UserError(
+                f"no last checkpoint in {', '.join(map(str, folders)) or 'any folder'}; name the run's version too "
+                "(--trainer.logger.init_args.version N --ckpt_path last), or the checkpoint's own path"
+            )
+    elif path not in ("best", "hpc", "registry") and "://" not in path and not Path(path).exists():
+        raise UserError(f"{path}: no such checkpoint")
 
 
 def _check_output_folder(trainer: Trainer) -> None:

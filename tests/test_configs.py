@@ -14,6 +14,7 @@ PARTS = {
     "trainer/debug.yaml": "generate_baseline.yaml",
     "model/sampling.yaml": "generate_baseline.yaml",
     "data/text.yaml": "train_base.yaml",
+    "train_base_refine.yaml": "train_base.yaml",
 }
 #: A training run small enough for a test; what it checks is that the file's own keys are accepted and run.
 SMALL_FIT = (
@@ -46,7 +47,14 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
                 more += ["--data.train_files", f"[{text}]", "--data.tokenizer", tiny_base, "--data.block_size", 16]
             else:
                 more += ["--data.tokenizer", tiny_base, "--data.tokens_per_batch", 64, "--data.validation", 2]
-            more += ["--model.architecture.num_hidden_layers", 1, "--model.architecture.hidden_size", 32]
+            if name == "train_base_refine.yaml":
+                more += ["--model.base", tiny_base]
+            else:
+                more += ["--model.architecture.num_hidden_layers", 1, "--model.architecture.hidden_size", 32]
+            result = door("fit", *files, *more)
+        case "DraftTrainingModule":
+            more = [*SMALL_FIT, "--model.base", tiny_base, "--model.validation_max_new_tokens", 8]
+            more += ["--model.validation_prompts", 2, "--data.tokens_per_batch", 64, "--data.validation", 2]
             result = door("fit", *files, *more)
         case _:
             pytest.fail(f"no small run is known for {module}")

@@ -14,6 +14,7 @@ from lit_hass.data.prompting import Prompting, Template
 from lit_hass.errors import UserError
 from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
 from lit_hass.pretrained import questions_file
+from lit_hass.ranks import on_rank_zero
 from lit_hass.records import (
     Question,
     QuestionId,
@@ -121,8 +122,13 @@ class QuestionDataModule(LightningDataModule):
         )
         limit = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
         for question in questions:
-            length = len(prompting.encode(question.turns[:1], ()))
-            where = f"{path}: question {question.question_id!r}"
+            where = f"{path}:{question.line}: question {question.question_id!r}"
+            try:
+                length = len(prompting.encode(question.turns[:1], ()))
+                # The answers are not known yet; that the template takes such a conversation is.
+                prompting.text(question.turns, ["answer"] * (len(question.turns) - 1))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
             if length == 0:
                 raise UserError(f"{where} has an empty prompt after tokenisation")
             if limit is not None and length >= limit:
@@ -147,10 +153,10 @@ class QuestionDataModule(LightningDataModule):
         assert trainer is not None and self.prompting is not None
         done: set[QuestionId] = set()
         folder = trainer.log_dir
-        if folder is not None:
+        if folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # One rank reads and tells the others: a rank that read by itself could already see answers which a
             # faster rank has just written, and the ranks would share out different lists.
-            done = trainer.strategy.broadcast(completed_ids(folder) if trainer.is_global_zero else set())
+            done = on_rank_zero(trainer, lambda: completed_ids(folder))
         todo = [question for question in self.questions if question.question_id not in done]
         if len(todo) < len(self.questions) and trainer.is_global_zero:
             log.info("resuming: %d of %d questions are answered", len(self.questions) - len(todo), len(self.questions))
@@ -166,6 +172,10 @@ class QuestionDataModule(LightningDataModule):
         assert self.prompting is not None, "the settings are known after check() or setup()"
         return {
             "questions": questions_digest(self.questions),
+            # Said beside the digest, so that a refusal can name more than two hashes.
+            "question_count": len(self.questions),
+            "first_question": self.question_ids[0],
+            "last_question": self.question_ids[-1],
             "num_choices": self.num_choices,
             # None is the base's own, which is in the base's fingerprint.
             "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),

@@ -29,6 +29,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
     seconds: tuple[float, float] = (0.0, 0.0)
+    batch: tuple[int, float] = (1, 0.0)  # rows, seconds
 
     @property
     def length(self) -> int:
@@ -40,7 +41,8 @@ class AutoregressiveDecoder:
     """Decodes token by token, with the same forward, processors and noise as the speculative decoder.
 
     In float32, greedy output equals ``transformers.generate(do_sample=False)`` with the same processors and stop
-    ids. Every row of a batch gives what it gives alone. All state belongs to the call.
+    ids, and every row of a batch gives what it gives alone; in half precision near-ties may turn, because a device
+    rounds other shapes otherwise. All state belongs to the call.
     """
 
     def __init__(self, base: PreTrainedModel | BaseForward) -> None:
@@ -72,7 +74,8 @@ class AutoregressiveDecoder:
                 answer but the last, each with the token that follows it.
 
         Returns:
-            One `Generation` per prompt, in order. The times of a batch's rows all begin with the batch.
+            One `Generation` per prompt, in order. The times of a batch's rows all begin with the batch; a model for
+            which padding is not exact decodes prompts of different lengths in batches of their own, one after another.
 
         Raises:
             UserError: A prompt is empty, too long or holds ids outside the vocabulary; seeds do not fit.
@@ -106,7 +109,7 @@ class _Batch:
 
     def run(self) -> None:
         """Fill in the rows' tokens, hidden states and seconds."""
-        forward = self.forward
+        forward, everyone = self.forward, self.rows
         start = device_seconds(forward.device)
         capacity = max(len(row.prompt) + row.limit for row in self.rows)
         cache = forward.new_cache(len(self.rows), capacity)
@@ -131,6 +134,9 @@ class _Batch:
                     row.hidden.append(hidden[index : index + 1])
             tokens = self._choose(hidden)
             running = self._running(start, first)
+        seconds = max(sum(row.seconds) for row in everyone)
+        for row in everyone:
+            row.batch = (len(everyone), seconds)
 
     def _choose(self, hidden: Tensor) -> Tensor:
         """Choose every row's next token from ``[B, H]``; note it, and return all as ``[B]`` on the device."""
@@ -187,6 +193,8 @@ def _finish(row: _Row, stop: frozenset[int], collect: bool) -> Generation:
         steps=len(row.tokens),
         prefill_seconds=row.seconds[0],
         decode_seconds=row.seconds[1],
+        batch_rows=row.batch[0],
+        batch_seconds=row.batch[1],
         features=_features(row) if collect else None,
     )
 

@@ -55,6 +55,8 @@ class Generation:
             model's context was reached).
         prefill_seconds: From the start of the batch until the first token was known.
         decode_seconds: From then until this row's last token was known; the sum of both is the row's wall time.
+        batch_rows: How many rows were decoded together with this one, itself included.
+        batch_seconds: From the start of that batch until its last row was done.
         features: What was collected, or None.
     """
 
@@ -64,4 +66,6 @@ class Generation:
     steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    batch_rows: int = 1
+    batch_seconds: float = 0.0
     features: TokenFeatures | None = None

@@ -3,7 +3,8 @@
 A sampled token is ``argmax(log p + g)`` with Gumbel noise ``g`` that depends on nothing but the row's seed and the
 absolute position of the token. So a sampled answer depends only on model, prompt, settings and seed: neither the
 other rows of the batch, nor the order of questions, nor a resumed run, nor the number of tokens that a speculative
-decoder looks at in one step can change it.
+decoder looks at in one step can change its noise (the logits are another matter: in half precision their rounding
+depends on the shapes of a forward).
 """
 
 import hashlib

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
@@ -92,9 +93,10 @@ def load_config(path_or_name: str | Path) -> PreTrainedConfig:
         _read_json(path)
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if path.parent.is_dir():
-            raise UserError(f"{path}: transformers {transformers.__version__} cannot use it: {_line(error)}") from error
+            cause = " ".join(str(error).split())[:400]
+            raise UserError(f"{path}: transformers {transformers.__version__} cannot use it: {cause}") from error
         raise UserError(
             f"{source}: neither a shipped model nor a local folder, and the hub did not give it: {_line(error)} "
             f"{_choices()} Offline (HF_HUB_OFFLINE=1) a hub model must be in the cache already."

@@ -22,8 +22,9 @@ class GenerationModule(LightningModule):
     """Answer questions with a language model.
 
     `predict_step` takes a `QuestionBatch` and returns one `QuestionOutcome` per question; what becomes of them is for
-    callbacks to decide. Nothing of a run decides an answer but (model, prompt, sampling, seed, question, choice,
-    turn): batch size, number of ranks and a resume do not.
+    callbacks to decide. In float32 nothing of a run decides an answer but (model, prompt, sampling, seed, question,
+    choice, turn): batch size, number of ranks and a resume do not. In half precision the batch size may turn a near-tie
+    of two tokens, because a device rounds other shapes otherwise; the noise of sampling is the same there too.
 
     Args:
         base: a `transformers` folder, hub id or shipped name (``html_to_tsv``).
@@ -117,9 +118,9 @@ class GenerationModule(LightningModule):
         reset_peak_memory(self.device)
         try:
             outcomes = self._answer(batch)
-        except RunError as error:
-            # One row without a finite logit stops its batch. Answers do not depend on the batch, so asking again one
-            # by one changes none of them and leaves only the culprit failed.
+        except (RunError, UserError) as error:
+            # One row without a finite logit, or with ids that the model does not have, stops its batch. Asking again
+            # one by one leaves only the culprit failed.
             outcomes = [self._answer_alone(batch, i, error) for i in range(len(batch.questions))]
         memory = peak_memory(self.device)
         for outcome in outcomes:
@@ -133,19 +134,19 @@ class GenerationModule(LightningModule):
         try:
             for _ in range(self.warmup):
                 self._answer(first)
-        except RunError:
+        except (RunError, UserError):
             log.info("the warm-up failed; the run itself will say why")
         finally:
             self.collect_features = collecting
         self._warm = True
 
-    def _answer_alone(self, batch: QuestionBatch, index: int, error: RunError) -> QuestionOutcome:
+    def _answer_alone(self, batch: QuestionBatch, index: int, error: RunError | UserError) -> QuestionOutcome:
         if len(batch.questions) == 1:
             return QuestionOutcome(batch.questions[0], error=str(error))
         alone = QuestionBatch(batch.questions[index : index + 1], batch.num_choices, batch.prompting)
         try:
             return self._answer(alone)[0]
-        except RunError as own:
+        except (RunError, UserError) as own:
             return QuestionOutcome(batch.questions[index], error=str(own))
 
     def _answer(self, batch: QuestionBatch) -> list[QuestionOutcome]:
@@ -175,7 +176,6 @@ class GenerationModule(LightningModule):
         generations = self.decoder.generate(
             prompts, self.max_new_tokens, self.sampling, self._stop_ids, seeds, self.collect_features
         )
-        seconds = max(g.prefill_seconds + g.decode_seconds for g in generations)
         for talk, prompt, seed, generation in zip(asked, prompts, seeds, generations, strict=True):
             raw = batch.prompting.decode(self._without_stop(generation))
             text = raw.strip() if self.strip_answers else raw
@@ -187,8 +187,8 @@ class GenerationModule(LightningModule):
                     generation=generation,
                     prompt_tokens=len(prompt),
                     seed=None if self.sampling.greedy else seed,
-                    batch_rows=len(asked),
-                    time_share=seconds / len(asked),
+                    batch_rows=generation.batch_rows,
+                    time_share=generation.batch_seconds / generation.batch_rows,
                 )
             )
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_hass.errors import UserError
@@ -23,12 +23,14 @@ class Question:
         category: Free text, None where the file has none.
         turns: What the user says, turn by turn; at least one, none blank.
         reference: Reference answers, possibly none.
+        line: Where it stands in its file, from 1; no part of what the question says.
     """
 
     question_id: QuestionId
     category: str | None
     turns: tuple[str, ...]
     reference: tuple[str, ...] = ()
+    line: int | None = field(default=None, compare=False)
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -51,7 +53,7 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     seen: dict[QuestionId, int] = {}
     for number, obj in read_objects(path, "question file"):
         try:
-            question = _parse_question(obj)
+            question = replace(_parse_question(obj), line=number)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from error
         if question.question_id in seen:
@@ -73,6 +75,9 @@ def _parse_question(obj: dict[str, Any]) -> Question:
     category = obj.get("category")
     if category is not None and not isinstance(category, str):
         raise ValueError(f"category must be a string, found {_show(category)}")
+    for key, text in (("question_id", question_id), ("category", category)):
+        if isinstance(text, str) and _has_half_pair(text):
+            raise ValueError(f"{key} holds half of a surrogate pair (a broken \\uD8xx escape)")
     if "turns" not in obj:
         raise ValueError("turns is missing")
     turns = _strings("turns", obj["turns"])
@@ -91,10 +96,14 @@ def _strings(key: str, value: object) -> tuple[str, ...]:
     for i, item in enumerate(value, start=1):
         if not isinstance(item, str):
             raise ValueError(f"{key} must be a list of strings, its item {i} is {_show(item)}")
-        # JSON can spell half a surrogate pair; it is no text, and tokenizers fail on it deep inside a run.
-        if any("\ud800" <= character <= "\udfff" for character in item):
+        if _has_half_pair(item):
             raise ValueError(f"item {i} of {key} holds half of a surrogate pair (a broken \\uD8xx escape)")
     return tuple(value)
+
+
+def _has_half_pair(text: str) -> bool:
+    """JSON can spell half a surrogate pair; it is no text, and tokenizers fail on it deep inside a run."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _show(value: object) -> str:

@@ -78,7 +78,7 @@ class RunFolder:
         if not self.answers.exists():
             shards = self.shards()
             if shards:
-                cause = f"only {len(shards)} unmerged shard(s); run the same command again to finish it"
+                cause = f"only {len(shards)} unmerged shard(s); run the same command with its version to finish it"
                 raise UserError(f"{self.path}: the run has no {self.answers.name} yet, {cause}")
             raise UserError(f"{self.path}: is not the folder of a run, it has no {self.answers.name}")
         return read_answers(self.answers)

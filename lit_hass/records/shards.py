@@ -174,7 +174,7 @@ def merge_shards(folder: str | os.PathLike[str], order: Sequence[QuestionId]) ->
     if missing:
         raise RunError(
             f"{run.path}: {len(missing)} of {len(order)} questions missing (first ids {_first(missing)}); "
-            "run the same command again to resume"
+            "run the same command with this run's version to resume"
         )
     wanted = set(order)
     foreign = [question_id for question_id in answers if question_id not in wanted]

@@ -53,7 +53,7 @@ def test_a_prompt_that_fills_the_context(file, tiny_base, tsv_tokenizer) -> None
     path = file("fits", ";" * 510, "x")
     message = refused(QuestionDataModule(path), tiny_base)
     assert message == (
-        f"{path}: question 2 has a prompt of 512 tokens, which leaves no room in the model's context of 512"
+        f"{path}:2: question 2 has a prompt of 512 tokens, which leaves no room in the model's context of 512"
     )
     QuestionDataModule(file(";" * 509)).check(Answering(tiny_base))
 
@@ -105,6 +105,7 @@ def ready(path, base, rank=0, world=1, folder=None, **arguments):
         global_rank=rank,
         world_size=world,
         log_dir=folder,
+        fast_dev_run=0,
         is_global_zero=rank == 0,
         strategy=SimpleNamespace(broadcast=lambda value: value),
     )

@@ -150,3 +150,37 @@ def test_a_model_that_yields_nan_fails_its_questions_only(door, tiny_base, quest
     assert result.status == 1
     errors = {line["question_id"]: line.get("error") for line in lines(RUN / "answers.jsonl")}
     assert errors[2] and errors[0] is errors[1] is errors[3] is None
+
+
+def test_a_trial_run_leaves_nothing_and_is_no_run_to_resume(door, tiny_base, questions):
+    path = questions(5)
+    for temperature in (0.0, 0.5):  # the second is not taken for a resume of the first
+        result = _predict(
+            door, tiny_base, path, "--trainer.fast_dev_run", 2, "--model.sampling.temperature", temperature
+        )
+        assert result.status == 0, result.err
+        assert "2 of 2" in result.out
+    assert not list(Path().iterdir())
+
+
+def test_no_batch_is_no_success(door, tiny_base, questions):
+    result = _predict(door, tiny_base, questions(2), "--trainer.limit_predict_batches", 0)
+    assert result.status == 1 and "limit_predict_batches" in result.err
+
+
+def test_a_part_of_the_batches_is_a_run_to_be_completed(door, tiny_base, questions):
+    path = questions(3)
+    fixed = ("--trainer.logger.init_args.version", 0)
+    part = _predict(door, tiny_base, path, *fixed, "--trainer.limit_predict_batches", 1)
+    assert part.status == 1 and "2 of 3 questions missing" in part.err
+    assert not (RUN / "answers.jsonl").exists()
+    assert _predict(door, tiny_base, path, *fixed).status == 0
+    assert len(lines(RUN / "answers.jsonl")) == 3
+
+
+@pytest.mark.parametrize("logger", ["false", "lightning.pytorch.loggers.CSVLogger"])
+def test_other_loggers(door, tiny_base, questions, logger):
+    more = ["--trainer.logger.save_dir", "csv"] if "CSV" in logger else []
+    result = _predict(door, tiny_base, questions(2), "--trainer.logger", logger, *more)
+    assert result.status == 0, result.err
+    assert len(list(Path().rglob("answers.jsonl"))) == len(list(Path().rglob("statistics.json"))) == 1

@@ -127,3 +127,32 @@ def test_ctrl_c_ends_in_order_and_resumes(process, tiny_base, questions, tmp_pat
     again = process(args)
     assert again.wait() == 0, again.text()
     assert len(lines(tmp_path / RUN / "answers.jsonl")) == 30
+
+
+def test_sigterm_ends_at_once_and_resumes(process, tiny_base, questions, tmp_path):
+    path = questions(30)
+    args = _args(tiny_base, path, "--trainer.logger.init_args.version", 0)
+    run = process(args)
+    shard = tmp_path / RUN / "answers.rank0.jsonl"
+    run.wait_for(lambda: shard.exists() and shard.read_bytes().count(b"\n") >= 2)
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert run.wait() == -signal.SIGTERM, run.text()
+    assert not (tmp_path / RUN / "answers.jsonl").exists()
+    again = process(args)
+    assert again.wait() == 0, again.text()
+    assert len(lines(tmp_path / RUN / "answers.jsonl")) == 30
+
+
+#: Starts the door with an output whose reader is gone.
+CLOSED_PIPE = (
+    "import subprocess, sys\n"
+    "door = subprocess.Popen([sys.executable, '-m', 'lit_hass', *sys.argv[1:]], stdout=subprocess.PIPE)\n"
+    "door.stdout.close()\n"
+    "sys.exit(door.wait())"
+)
+
+
+def test_a_reader_that_has_seen_enough_loses_no_file(process, tiny_base, questions, tmp_path):
+    run = process(_args(tiny_base, questions(2)), launcher=["-c", CLOSED_PIPE])
+    assert run.wait() == 0, run.text()
+    assert (tmp_path / RUN / "answers.jsonl").exists() and (tmp_path / RUN / "statistics.json").exists()

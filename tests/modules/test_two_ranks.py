@@ -26,7 +26,9 @@ common = dict(accelerator="cpu", devices=ranks, strategy="ddp_fork" if ranks > 1
     enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False)
 """
 
-PREDICT = HEAD + """
+PREDICT = (
+    HEAD
+    + """
 from callbacks import AnswerWriter
 from lit_hass.data import QuestionDataModule
 from lit_hass.modules import GenerationModule
@@ -34,9 +36,12 @@ trainer = Trainer(logger=TensorBoardLogger(folder, "run", 0), callbacks=[AnswerW
 module = GenerationModule(base, max_new_tokens=3, warmup=1)
 trainer.predict(module, datamodule=QuestionDataModule(folder + "/q.jsonl"), return_predictions=False)
 """
+)
 
 # 7 tables to validate on in batches of few tokens: the ranks have different numbers of batches.
-FIT = HEAD + """
+FIT = (
+    HEAD
+    + """
 import json
 from lit_hass.data import HTMLToTSVDataModule
 from lit_hass.modules import LanguageModelingModule
@@ -58,6 +63,7 @@ if trainer.is_global_zero:
     found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
     open(f"{folder}/metrics{ranks}.json", "w").write(json.dumps(found))
 """
+)
 
 
 def run(code: str, *arguments: object) -> None:

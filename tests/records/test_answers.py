@@ -21,8 +21,16 @@ from lit_hass.records import (
 TURNS = [
     TurnRecord("ab", [5, 6, 7, 2], 0.5, steps=2, accept_lengths=[2, 0], prefill_time=0.1, decode_time=0.4, seed=9),
     TurnRecord(
-        "c", [8], 0.25, steps=1, accept_lengths=[0], stop_reason="length",
-        prompt_tokens=12, batch_rows=2, time_share=0.125, exact_match=True,
+        "c",
+        [8],
+        0.25,
+        steps=1,
+        accept_lengths=[0],
+        stop_reason="length",
+        prompt_tokens=12,
+        batch_rows=2,
+        time_share=0.125,
+        exact_match=True,
     ),  # fmt: skip
 ]
 ORIGINAL = {

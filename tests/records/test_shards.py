@@ -206,7 +206,7 @@ def test_missing_questions_are_counted_and_nothing_is_touched(tmp_path, answer):
         merge_shards(tmp_path, list(range(10)))
     message = str(caught.value)
     assert "7 of 10 questions missing (first ids 3, 4, 5, 6, 7, ...)" in message
-    assert message.endswith("run the same command again to resume")
+    assert message.endswith("run the same command with this run's version to resume")
     assert os.listdir(tmp_path) == ["answers.rank0.jsonl"]
     with pytest.raises(RunError, match=r"1 of 4 questions missing \(first ids '2'\)"):
         merge_shards(tmp_path, [0, 1, 2, "2"])

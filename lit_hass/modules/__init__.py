@@ -1,0 +1,30 @@
+"""LightningModules: one per job."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lit_hass.modules.draft_training import DraftTrainingModule
+    from lit_hass.modules.generation import GenerationModule
+    from lit_hass.modules.language_modeling import LanguageModelingModule
+
+_HOMES = {
+    "DraftTrainingModule": "lit_hass.modules.draft_training",
+    "GenerationModule": "lit_hass.modules.generation",
+    "LanguageModelingModule": "lit_hass.modules.language_modeling",
+}
+
+__all__ = (
+    "DraftTrainingModule",
+    "GenerationModule",
+    "LanguageModelingModule",
+)
+
+
+def __getattr__(name: str) -> object:
+    """Import a module class when it is first asked for."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
