@@ -93,7 +93,9 @@ class ConversationDataModule(LightningDataModule):
             side.append((ids[: self.max_length], spoken[: self.max_length]))
         for side, what in ((self._train, "train"), (self._validation, "validate")):
             if not side:
-                raise UserError(f"{self.path}: no conversation falls to the share to {what} on; give more of them")
+                raise UserError(
+                    f"{self.path}: no conversation falls to the share to {what} on; change data.validation_share"
+                )
             if not any(any(spoken[2:]) for _, spoken in side):
                 raise UserError(f"{self.path}: no token to {what} on (no answer begins within max_length)")
         log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))

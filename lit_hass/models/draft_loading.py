@@ -1,0 +1,148 @@
+"""Loading a draft for a base: finding its files, checking them against the base, and naming what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_hass.errors import UserError
+from lit_hass.models.draft import DraftModel
+from lit_hass.models.draft_checkpoint import WEIGHT_FILES, read_draft_config, read_draft_tensors
+from lit_hass.models.draft_config import DraftConfig, base_sizes
+from lit_hass.models.draft_layouts import check_keys, has_qkv_bias, refuse_config, refuse_layout, strip_prefixes
+from lit_hass.models.folders import PRETRAINED
+
+log = logging.getLogger(__name__)
+
+_EMBEDDING = "embed_tokens.weight"
+_QUERY = "layers.0.self_attn.q_proj.weight"
+
+
+def resolve_draft(path_or_name: str | Path) -> Path:
+    """Find a draft: one that comes with a shipped base, else a local folder, else a hub id (which is downloaded).
+
+    A shipped name wins over a folder of the same name (write ``./name`` for the folder).
+
+    Raises:
+        UserError: It is none of the three.
+    """
+    name = str(path_or_name)
+    shipped = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/draft/config.json"))
+    if name in shipped:
+        return PRETRAINED / name / "draft"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file; a draft is a folder with config.json and weights")
+    choices = f"Give the path of a local folder, a hub id, or a shipped name ({', '.join(shipped) or 'none'})."
+    if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"{name}: no such draft. {choices}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHT_FILES]))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: no such folder, and the hub did not give it: {reason} {choices}") from error
+
+
+def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
+    """Load an EAGLE-1, EAGLE-2 or HASS draft, in eval mode, without gradients, in the base's dtype and place.
+
+    Whether ``fc`` has a bias is decided by the file's keys, not by its configuration (the two disagree in published
+    drafts). A missing embedding is the base's; ``module.`` and ``model.`` before the names are removed.
+
+    Args:
+        path_or_name: A shipped name such as ``html_to_tsv``, a local folder, or a hub id. ``model.safetensors`` is
+            read, else ``pytorch_model.bin`` (tensors only; no code in it is run).
+        base: The model that the draft shall serve.
+
+    Raises:
+        UserError: It is another kind of draft, one for another base, or damaged; one line says what is wrong.
+    """
+    folder = resolve_draft(path_or_name)
+    content = read_draft_config(folder)
+    try:
+        refuse_config(content)
+        path, raw = read_draft_tensors(folder)
+        return _build(content, strip_prefixes(raw), base, str(path))
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(str(folder)) else f"{folder}: {text}") from error
+
+
+def _build(content: dict[str, object], tensors: dict[str, Tensor], base: PreTrainedModel, where: str) -> DraftModel:
+    refuse_layout(tensors)
+    config = _fit_config(DraftConfig.from_dict(content), tensors, where, "bias" in content)
+    _check_sizes(config, tensors, base)
+    with torch.device("meta"):
+        shapes = DraftModel(config).state_dict()
+    taken = _EMBEDDING not in tensors
+    check_keys({**tensors, _EMBEDDING: shapes[_EMBEDDING]} if taken else tensors, shapes)
+    draft = DraftModel(config)
+    head: Any = base.get_output_embeddings()
+    draft.to(dtype=head.weight.dtype)
+    if taken:
+        log.info("%s: no embedding, the base's is taken", where)
+        draft.adopt_embedding(base)
+    else:
+        _compare_embedding(tensors[_EMBEDDING], base, where)
+    draft.load_state_dict(tensors, strict=not taken)
+    return draft.to(head.weight.device).requires_grad_(False).eval()
+
+
+def _fit_config(config: DraftConfig, tensors: dict[str, Tensor], where: str, said: bool) -> DraftConfig:
+    """The configuration as the weights show it, where files are known to say something else."""
+    fc_bias = "fc.bias" in tensors
+    if fc_bias != config.fc_bias:
+        log.warning(
+            "%s: fc.bias is %s, though config.json %s; the weights decide",
+            where,
+            "there" if fc_bias else "not there",
+            f"says bias {str(config.fc_bias).lower()}" if said else "does not say bias false",
+        )
+    query, head_dim, heads = tensors.get(_QUERY), config.head_dim, config.num_attention_heads
+    if query is not None and query.shape[0] == config.hidden_size and config.hidden_size % heads == 0:
+        # The published class knows no head_dim, though a configuration copied from the base may name one.
+        head_dim = config.hidden_size // heads
+    return dataclasses.replace(config, fc_bias=fc_bias, qkv_bias=has_qkv_bias(tensors.keys()), head_dim=head_dim)
+
+
+def _check_sizes(config: DraftConfig, tensors: dict[str, Tensor], base: PreTrainedModel) -> None:
+    """Refuse a draft of another width or vocabulary than the base's."""
+    width, vocab = base_sizes(base)
+    fc, embedding = tensors.get("fc.weight"), tensors.get(_EMBEDDING)
+    found_width = config.hidden_size if fc is None else fc.shape[0]
+    if found_width != width:
+        raise UserError(
+            f"the draft's hidden size is {found_width} (fc.weight {[] if fc is None else list(fc.shape)}), "
+            f"the base's is {width} (output layer {[vocab, width]})"
+        )
+    found_vocab = config.vocab_size if embedding is None else embedding.shape[0]
+    if found_vocab != vocab:
+        shape = [found_vocab, width] if embedding is None else list(embedding.shape)
+        raise UserError(
+            f"the draft's vocabulary has {found_vocab} tokens (embed_tokens {shape}), the base's {vocab} "
+            f"(output layer {[vocab, width]})"
+        )
+
+
+def _compare_embedding(weight: Tensor, base: PreTrainedModel, where: str) -> None:
+    """Warn when the draft's copy of the embedding is not the base's (rounding to a half precision aside)."""
+    embedding: Any = base.get_input_embeddings()
+    own = embedding.weight.detach()[: weight.shape[0]].float().cpu()
+    difference = (weight.float() - own).abs().amax()
+    if not difference <= 0.01 * own.abs().amax():
+        log.warning(
+            "%s: its embedding is not the base's (they differ by up to %.2g): a draft of another base, or of another "
+            "vocabulary; answers stay right, few drafts will be accepted",
+            where,
+            difference,
+        )
