@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lit_hass.data.batches import IGNORE, TokenBatch
 from lit_hass.data.prompting import Prompting, Template
+from lit_hass.data.shuffled_stream import ShuffledStream
 from lit_hass.errors import UserError
 from lit_hass.models import load_tokenizer
 from lit_hass.pretrained import questions_file
@@ -113,7 +114,7 @@ class ConversationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Endless shuffled batches, beginning with the one that the trainer is at."""
-        return DataLoader(_Stream(self), batch_size=None)
+        return DataLoader(ShuffledStream(self, self._train, _batch), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """This rank's share of the validation conversations, by length."""
@@ -125,28 +126,6 @@ class ConversationDataModule(LightningDataModule):
         mine = sorted(self._validation[rank::world], key=lambda row: len(row[0]))
         groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         return DataLoader([_batch(group) for group in groups], batch_size=None)  # type: ignore[arg-type]
-
-
-class _Stream(IterableDataset[TokenBatch]):
-    def __init__(self, data: ConversationDataModule) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        data, trainer = self.data, self.data.trainer
-        assert trainer is not None, "training batches are drawn by the step of a Trainer"
-        rows, size = data._train, data.batch_size
-        at = trainer.global_step * trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
-        epoch, order = -1, torch.empty(0)
-        while True:
-            chosen = []
-            for place in range(at * size, (at + 1) * size):
-                if place // len(rows) != epoch:
-                    epoch = place // len(rows)
-                    generator = torch.Generator().manual_seed(data.seed * 1_000_003 + epoch)
-                    order = torch.randperm(len(rows), generator=generator)
-                chosen.append(rows[int(order[place % len(rows)])])
-            yield _batch(chosen)
-            at += trainer.world_size
 
 
 def encode_conversation(prompting: Prompting, question: Question) -> _Row:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lit_hass.data.batches import TokenBatch
+from lit_hass.data.shuffled_stream import ShuffledStream
 from lit_hass.errors import UserError
 from lit_hass.models import load_tokenizer
 
@@ -103,7 +103,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Endless shuffled batches, beginning with the one that the trainer is at."""
-        return DataLoader(_Stream(self), batch_size=None)
+        return DataLoader(ShuffledStream(self, self._train, _batch), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """This rank's share of the validation blocks; blocks of equal length go together."""
@@ -117,28 +117,6 @@ class TextDataModule(LightningDataModule):
         groups = [full[i : i + self.batch_size] for i in range(0, len(full), self.batch_size)]
         groups += [[block] for block in mine if len(block) != self.block_size]
         return DataLoader([_batch(group) for group in groups], batch_size=None)  # type: ignore[arg-type]
-
-
-class _Stream(IterableDataset[TokenBatch]):
-    def __init__(self, data: TextDataModule) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        data, trainer = self.data, self.data.trainer
-        assert trainer is not None, "training batches are drawn by the step of a Trainer"
-        blocks, size = data._train, data.batch_size
-        at = trainer.global_step * trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
-        epoch, order = -1, torch.empty(0)
-        while True:
-            rows = []
-            for place in range(at * size, (at + 1) * size):
-                if place // len(blocks) != epoch:
-                    epoch = place // len(blocks)
-                    generator = torch.Generator().manual_seed(data.seed * 1_000_003 + epoch)
-                    order = torch.randperm(len(blocks), generator=generator)
-                rows.append(blocks[int(order[place % len(blocks)])])
-            yield _batch(rows)
-            at += trainer.world_size
 
 
 def _batch(rows: list[torch.Tensor]) -> TokenBatch:
