@@ -47,7 +47,12 @@ class AnswerWriter(Callback):
     is answered is kept, what failed is tried again. A resume whose settings would give other answers is refused.
 
     The module has ``resume_settings()`` and returns `QuestionOutcome`s; the DataModule has ``resume_settings()`` and
-    ``question_ids``. All processes see the same folder.
+    ``question_ids``. All processes see the same folder. Where the module answers by several methods
+    (`EvaluationModule`, whose ``methods`` name them), there is one writer for each, which writes into a folder of that
+    name in the run's.
+
+    Args:
+        method: which of the module's methods to write; None for a module with one.
 
     Attributes:
         folder: where the answers are (a temporary folder under ``fast_dev_run``).
@@ -55,8 +60,9 @@ class AnswerWriter(Callback):
         merged: whether the run came to its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: str | None = None) -> None:
         """See the class."""
+        self.method = method
         self.failed_ids: list[QuestionId] = []
         self.folder = Path()
         self.merged = False
@@ -69,12 +75,19 @@ class AnswerWriter(Callback):
         Raises:
             UserError: see above; or there are two writers, or module or DataModule cannot be resumed.
         """
-        writers = [c for c in trainer.callbacks if isinstance(c, AnswerWriter)]  # type: ignore[attr-defined]
-        if len(writers) > 1:
+        methods = [c.method for c in trainer.callbacks if isinstance(c, AnswerWriter)]  # type: ignore[attr-defined]
+        if len(set(methods)) < len(methods):
             raise UserError("trainer.callbacks has two AnswerWriters; they would write the same files")
-        settings = _settings(trainer, module, data)
-        folder = getattr(trainer.logger, "log_dir", None)
-        if not folder or not Path(folder).exists():
+        known: tuple[Any, ...] = getattr(module, "methods", (None,))
+        if self.method not in known:
+            needed = "one AnswerWriter for each of " + ", ".join(known) if known != (None,) else "no method"
+            raise UserError(f"AnswerWriter.method is {self.method!r}; {type(module).__name__} takes {needed}")
+        settings = _settings(trainer, module, data, self.method)
+        log_dir = getattr(trainer.logger, "log_dir", None)
+        if not log_dir:
+            return
+        folder = _part(Path(log_dir), self.method)
+        if not folder.exists():
             return
         saved = read_key(folder)
         if saved is not None and (differing := saved.differences(RunKey(settings))):
@@ -86,7 +99,7 @@ class AnswerWriter(Callback):
             return
         self.merged = False
         # Reading log_dir is a collective call: every rank does it, here and nowhere else.
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = _part(Path(trainer.log_dir or trainer.default_root_dir), self.method)
 
         def take() -> Path:
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -95,7 +108,7 @@ class AnswerWriter(Callback):
             ensure_writable(folder)
             self._lock = FolderLock(folder).acquire()
             try:
-                claim(folder, _settings(trainer, pl_module, _datamodule(trainer)))
+                claim(folder, _settings(trainer, pl_module, _datamodule(trainer), self.method))
             except (UserError, RunError):
                 self._release()
                 raise
@@ -124,7 +137,12 @@ class AnswerWriter(Callback):
     ) -> None:
         """Append the batch's answers; they are on the disk when this returns."""
         assert self._shard is not None
-        model_id = f"{getattr(pl_module, 'model_id', type(pl_module).__name__)}"
+        if self.method is None:
+            model_id = getattr(pl_module, "model_id", type(pl_module).__name__)
+        else:
+            module: Any = pl_module
+            model_id = module.model_name(self.method)
+            outputs = [outcome.parts[self.method] for outcome in outputs]
         temperature = getattr(getattr(pl_module, "sampling", None), "temperature", 0.0)
         self._shard.write([answer_line(outcome, f"{model_id}-temperature-{temperature}") for outcome in outputs])
 
@@ -177,7 +195,7 @@ def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
     """The line of the answer file for one question."""
     question = outcome.question
     if outcome.error is not None:
-        log.error("question %r failed: %s", question.question_id, outcome.error)
+        log.error("question %r failed (%s): %s", question.question_id, model_id, outcome.error)
         return failed_answer(question.question_id, outcome.error)
     choices = [
         ChoiceRecord.from_turns(index, [_turn(turn, i, question.reference) for i, turn in enumerate(turns)])
@@ -202,19 +220,25 @@ def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord
         batch_rows=turn.batch_rows,
         time_share=turn.time_share,
         exact_match=turn.matches(reference[index]) if index < len(reference) else None,
+        wall_times=turn.wall_times,
+        divergence_gap=turn.divergence_gap,
     )
+
+
+def _part(folder: Path, method: str | None) -> Path:
+    return folder if method is None else folder / method
 
 
 def _datamodule(trainer: Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
 
 
-def _settings(trainer: Trainer, module: Any, data: Any) -> dict[str, Any]:
+def _settings(trainer: Trainer, module: Any, data: Any, method: str | None) -> dict[str, Any]:
     for part, what in ((module, "module"), (data, "DataModule")):
         if not hasattr(part, "resume_settings"):
             raise UserError(f"AnswerWriter works with a {what} that has resume_settings(), not {type(part).__name__}")
     return {
-        "model": module.resume_settings(),
+        "model": module.resume_settings() if method is None else module.resume_settings(method),
         "data": data.resume_settings(),
         # Decides the dtype where that is "auto", and which generator draws the noise.
         "device": trainer.strategy.root_device.type,

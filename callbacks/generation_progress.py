@@ -68,9 +68,10 @@ class GenerationProgressBar(ProgressBar):
     ) -> None:
         """Advance by a batch."""
         for outcome in outputs:
-            for turns in outcome.choices:
-                self._tokens += sum(len(turn.generation.output_ids) for turn in turns)
-                self._seconds += sum(turn.time_share for turn in turns)
+            for part in getattr(outcome, "parts", {"": outcome}).values():
+                for turns in part.choices:
+                    self._tokens += sum(len(turn.generation.output_ids) for turn in turns)
+                    self._seconds += sum(turn.time_share for turn in turns)
         if self._progress is not None and self._task is not None:
             speed = f"{self._tokens / self._seconds:.0f} tokens/s" if self._seconds else ""
             self._progress.update(self._task, completed=batch_idx + 1, speed=speed)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from callbacks.answer_writer import AnswerWriter
 from lit_hass.errors import UserError
+from lit_hass.metrics.functional.acceptance import tau_micro
 from lit_hass.records import RunFolder, read_answers, write_json
 from lit_hass.reports import environment, generation_statistics
 
@@ -28,20 +29,24 @@ class GenerationStatistics(Callback):
     """Log a run's speed while it goes on, and summarise its answers when it is done.
 
     While it runs (rank 0, its own share): scalars ``predict/tokens_per_second``, ``predict/new_tokens``,
-    ``predict/prefill_seconds``, ``predict/decode_seconds`` by the number of answered questions, and the first answers
-    as text beside their references. At the end: the summary of `generation_statistics` over the whole
-    ``answers.jsonl`` (so that a resumed run counts everything once), as ``statistics.json``, histograms, scalars and a
-    table on the screen. It needs an `AnswerWriter` in the run.
+    ``predict/prefill_seconds``, ``predict/decode_seconds`` and, with a draft, ``predict/acceptance_length`` by the
+    number of answered questions, and the first answers as text beside their references. At the end: the summary of
+    `generation_statistics` over the whole ``answers.jsonl`` (so that a resumed run counts everything once), as
+    ``statistics.json``, histograms, scalars and a table on the screen. It needs an `AnswerWriter` in the run. Where the
+    module answers by several methods, there is one of these for each; its names in TensorBoard begin with the method's,
+    and its table is left to the comparison.
 
     Args:
         samples: how many questions to show as text.
+        method: which of the module's methods to summarise; None for a module with one.
     """
 
-    def __init__(self, samples: int = 8) -> None:
+    def __init__(self, samples: int = 8, method: str | None = None) -> None:
         """See the class."""
         if samples < 0:
             raise UserError(f"GenerationStatistics.samples must not be negative, found {samples}")
-        self.samples = samples
+        self.samples, self.method = samples, method
+        self._prefix = "" if method is None else f"{method}/"
         self.statistics: dict[str, Any] = {}
         self._seen = 0
 
@@ -51,51 +56,55 @@ class GenerationStatistics(Callback):
         Raises:
             UserError: no `AnswerWriter` is in the run.
         """
-        _writer(trainer)
+        _writer(trainer, self.method)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew."""
         if stage == "predict":
-            _writer(trainer)
+            _writer(trainer, self.method)
         self._seen = 0
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[QuestionOutcome],
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Log the batch (Lightning forbids ``self.log`` in predict hooks, so the loggers are called)."""
-        for outcome in outputs:
+        for output in outputs:
+            outcome: QuestionOutcome = output if self.method is None else output.parts[self.method]
             self._seen += 1
             turns = [turn for choice in outcome.choices for turn in choice]
             if turns:
-                scalars = _scalars(turns)
+                scalars = {self._prefix + name: value for name, value in _scalars(turns).items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(scalars, step=self._seen)
             if self._seen <= self.samples:
                 for board in _boards(trainer):
-                    board.add_text(f"answers/{outcome.question.question_id}", _sample(outcome), self._seen)
+                    board.add_text(
+                        f"{self._prefix}answers/{outcome.question.question_id}", _sample(outcome), self._seen
+                    )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Summarise the merged answers (rank 0; `AnswerWriter` merges when the epoch ends, which is before)."""
-        folder = RunFolder(_writer(trainer).folder)
+        folder = RunFolder(_writer(trainer, self.method).folder)
         if not trainer.is_global_zero:
             return
         answers = read_answers(folder.answers)
         data: Any = getattr(trainer, "datamodule", None)
         categories = {q.question_id: q.category for q in data.questions} if data is not None else {}
         self.statistics = {
-            **generation_statistics(answers, categories),
+            **generation_statistics(answers, categories, _nodes_per_step(pl_module, self.method)),
             "devices": trainer.world_size,
             "environment": environment(),
         }
         write_json(folder.statistics, self.statistics)
         self._board_summary(trainer, answers)
-        _print_table(self.statistics)
+        if self.method is None:
+            _print_table(self.statistics)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("wrote %s", folder.statistics)
 
@@ -107,22 +116,37 @@ class GenerationStatistics(Callback):
             "summary/exact_match": summary["exact_match"]["share"],
             "summary/failed": float(summary["questions"]["failed"]),
         }
+        if summary["acceptance"] is not None:
+            scalars["summary/acceptance_length"] = summary["acceptance"]["micro"]
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in scalars.items() if math.isfinite(v)}, step=len(answers))
+            finite = {self._prefix + name: value for name, value in scalars.items() if math.isfinite(value)}
+            logger.log_metrics(finite, step=len(answers))
         choices = [choice for answer in answers for choice in answer["choices"]]
         for board in _boards(trainer):
             for key in ("new_tokens", "prompt_tokens", "wall_time"):
                 values = np.array([value for choice in choices for value in choice[key]], dtype=np.float64)
                 if values.size:
-                    board.add_histogram(f"answers/{key}", values, len(answers))
+                    board.add_histogram(f"{self._prefix}answers/{key}", values, len(answers))
+            accepted = np.array([a for choice in choices for a in choice["accept_length"]], dtype=np.float64)
+            if accepted.size:
+                board.add_histogram(f"{self._prefix}answers/accept_length", accepted, len(answers))
             board.flush()
 
 
-def _writer(trainer: Trainer) -> AnswerWriter:
+def _writer(trainer: Trainer, method: str | None) -> AnswerWriter:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, AnswerWriter):
+        if isinstance(callback, AnswerWriter) and callback.method == method:
             return callback
-    raise UserError("GenerationStatistics reads answers.jsonl: add callbacks.AnswerWriter to trainer.callbacks")
+    which = "" if method is None else f" with method {method}"
+    raise UserError(f"GenerationStatistics reads answers.jsonl: add callbacks.AnswerWriter{which} to trainer.callbacks")
+
+
+def _nodes_per_step(module: LightningModule, method: str | None) -> int | None:
+    """Drafted nodes of a tree, the root not counted; None without a draft, or with a size that is found by timing."""
+    if method == "baseline" or getattr(module, "draft", None) is None:
+        return None
+    tree: Any = getattr(module, "tree", None)
+    return tree.nodes if tree is not None and tree.total_tokens >= 1 else None
 
 
 def _boards(trainer: Trainer) -> list[Any]:
@@ -133,7 +157,9 @@ def _boards(trainer: Trainer) -> list[Any]:
 def _scalars(turns: list[TurnOutcome]) -> dict[str, float]:
     tokens = sum(len(turn.generation.output_ids) for turn in turns)
     seconds = sum(turn.time_share for turn in turns)
+    accepted = [a for turn in turns for a in turn.generation.accept_lengths]
     return {
+        **({"predict/acceptance_length": tau_micro(accepted)} if accepted else {}),
         "predict/tokens_per_second": tokens / seconds if seconds else 0.0,
         "predict/new_tokens": tokens / len(turns),
         "predict/prefill_seconds": sum(turn.generation.prefill_seconds for turn in turns) / len(turns),
@@ -174,6 +200,11 @@ def _print_table(statistics: dict[str, Any]) -> None:
     both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
     each = f", each of {statistics['devices']} processes" if statistics["devices"] > 1 else ""
     table.add_row("tokens per second", both + each)
+    acceptance = statistics["acceptance"]
+    if acceptance is not None:
+        first = f"{acceptance['by_depth'][0]:.0%} of the first drafted tokens accepted"
+        both = f"{acceptance['micro']:.2f} tokens a step ({acceptance['original']:.2f} by the original definition)"
+        table.add_row("acceptance length", f"{both}, {first}")
     seconds = statistics["seconds"]
     table.add_row("seconds", f"{seconds['prefill']:.2f} reading prompts, {seconds['decode']:.2f} decoding")
     memory = statistics["peak_memory_bytes"]

@@ -18,12 +18,14 @@ usage: lit-hass [-v | -q] [--debug] VERB [ARGUMENT ...]
 
 Decoding with a HASS draft head, representation collapse, perplexity and lengths, measured on one footing.
 
-run a job of configs/ with the LightningCLI:
+run a job with the LightningCLI (-c FILE, any number of times):
+  evaluate         answer questions with a base and with its draft, and compare
   predict          answer questions with a model
-  fit              train a base model
+  fit              train a base model or a draft
   validate, test   evaluate a module on its DataModule
 
 without Lightning:
+  compare          compare a run with a draft to one without: speedup, acceptance, same tokens
   make-data        write questions of a shipped benchmark
 
 options:
@@ -37,10 +39,10 @@ exit status: 0 done; 1 the run or one of its samples failed; 2 the input or the 
              130 interrupted (143 by SIGTERM)
 
 try:
-  lit-hass predict -c configs/generate_baseline.yaml
+  lit-hass evaluate
 """
 
-_LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+_LIGHTNING_VERBS = ("evaluate", "fit", "validate", "test", "predict")
 
 
 def _make_data(args: list[str]) -> int:
@@ -49,7 +51,13 @@ def _make_data(args: list[str]) -> int:
     return make_data(args)
 
 
-_LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {"make-data": _make_data}
+def _compare(args: list[str]) -> int:
+    from lit_hass.reports.compare_verb import compare
+
+    return compare(args)
+
+
+_LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {"compare": _compare, "make-data": _make_data}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

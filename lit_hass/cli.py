@@ -1,4 +1,4 @@
-"""The verbs ``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI over the project's modules and data."""
+"""The verbs ``evaluate``, ``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI over modules and data."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
 
 log = logging.getLogger(__name__)
+
+#: What ``evaluate`` begins with; in the package, so that it works from any directory.
+EVALUATE = Path(__file__).parent / "evaluate.yaml"
 
 for _package in (data, modules):
     for _name in _package.__all__:
@@ -162,6 +165,9 @@ class LitHassCLI(LightningCLI):
                     f"{len(failed)} questions failed ({shown}); their lines in answers.jsonl say why, and running "
                     "again with this version tries them again"
                 )
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "verdict"):
+                callback.verdict()
 
 
 def _check_checkpoint(path: str, trainer: Trainer) -> None:
@@ -202,5 +208,7 @@ def main(args: list[str]) -> int:
         RunError: the run, or one of its samples, failed.
     """
     quiet_libraries()
+    if args[0] == "evaluate":  # a predict run of a module of its own
+        args = ["predict", "-c", str(EVALUATE), *args[1:]]
     LitHassCLI(args)
     return EXIT_OK

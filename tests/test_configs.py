@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_hass.models import DraftModel, load_base
 from tests.door.conftest import ROOT, door, questions  # noqa: F401  # fixtures
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -13,8 +14,11 @@ PARTS = {
     "trainer/ddp.yaml": "generate_baseline.yaml",
     "trainer/debug.yaml": "generate_baseline.yaml",
     "model/sampling.yaml": "generate_baseline.yaml",
+    "model/original_baseline.yaml": "generate_baseline.yaml",
     "data/text.yaml": "train_base.yaml",
     "train_base_refine.yaml": "train_base.yaml",
+    "train_draft_refine.yaml": "train_draft.yaml",
+    "train_base_drill.yaml": "train_base.yaml",
 }
 #: A training run small enough for a test; what it checks is that the file's own keys are accepted and run.
 SMALL_FIT = (
@@ -38,7 +42,15 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
             more = ["--model.base", tiny_base, "--model.max_new_tokens", 3, "--data.questions", questions(2)]
             # One process here: two are tested where processes are tested.
             more += ["--trainer.devices", 1]
+            if whole["model"]["init_args"].get("draft"):
+                DraftModel.from_base(load_base(tiny_base)).save_pretrained(tmp_path / "draft")
+                more += ["--model.draft", tmp_path / "draft"]
             result = door("predict", *files, *more)
+        case "EvaluationModule":
+            draft = tmp_path / "draft"
+            DraftModel.from_base(load_base(tiny_base)).save_pretrained(draft)
+            more = ["--model.base", tiny_base, "--model.draft", draft, "--model.max_new_tokens", 3]
+            result = door("evaluate", *files, *more, "--data.questions", questions(2), "--model.repeats", 1)
         case "LanguageModelingModule":
             more = list(SMALL_FIT)
             if name == "data/text.yaml":
@@ -47,7 +59,7 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
                 more += ["--data.train_files", f"[{text}]", "--data.tokenizer", tiny_base, "--data.block_size", 16]
             else:
                 more += ["--data.tokenizer", tiny_base, "--data.tokens_per_batch", 64, "--data.validation", 2]
-            if name == "train_base_refine.yaml":
+            if name in ("train_base_refine.yaml", "train_base_drill.yaml"):
                 more += ["--model.base", tiny_base]
             else:
                 more += ["--model.architecture.num_hidden_layers", 1, "--model.architecture.hidden_size", 32]
@@ -55,6 +67,9 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
         case "DraftTrainingModule":
             more = [*SMALL_FIT, "--model.base", tiny_base, "--model.validation_max_new_tokens", 8]
             more += ["--model.validation_prompts", 2, "--data.tokens_per_batch", 64, "--data.validation", 2]
+            if name == "train_draft_refine.yaml":
+                DraftModel.from_base(load_base(tiny_base)).save_pretrained(tmp_path / "draft")
+                more += ["--model.draft", tmp_path / "draft"]
             result = door("fit", *files, *more)
         case _:
             pytest.fail(f"no small run is known for {module}")

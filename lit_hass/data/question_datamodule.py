@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -112,7 +113,10 @@ class QuestionDataModule(LightningDataModule):
         if self.questions:
             return
         path = questions_file(self.question_name)
-        questions = select_questions(read_questions(path), self.question_begin, self.question_end)
+        everything = read_questions(path)
+        questions = select_questions(everything, self.question_begin, self.question_end)
+        if len(questions) < len(everything):
+            log.info("asking %d of the %d questions of %s", len(questions), len(everything), self.question_name)
         base = getattr(module, "base", None)
         tokenizer = self.tokenizer_name or base
         if not isinstance(tokenizer, str):
@@ -156,7 +160,7 @@ class QuestionDataModule(LightningDataModule):
         if folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # One rank reads and tells the others: a rank that read by itself could already see answers which a
             # faster rank has just written, and the ranks would share out different lists.
-            done = on_rank_zero(trainer, lambda: completed_ids(folder))
+            done = on_rank_zero(trainer, lambda: _done(Path(folder), trainer.lightning_module))
         todo = [question for question in self.questions if question.question_id not in done]
         if len(todo) < len(self.questions) and trainer.is_global_zero:
             log.info("resuming: %d of %d questions are answered", len(self.questions) - len(todo), len(self.questions))
@@ -181,6 +185,14 @@ class QuestionDataModule(LightningDataModule):
             "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),
             **self.prompting.settings(),
         }
+
+
+def _done(folder: Path, module: LightningModule) -> set[QuestionId]:
+    """Questions that need not be asked again; where there are several methods, those that all have answered."""
+    methods = getattr(module, "methods", None)
+    if methods is None:
+        return completed_ids(folder)
+    return set.intersection(*(completed_ids(folder / method) for method in methods))
 
 
 def batches_of(questions: Sequence[Question], data: QuestionDataModule) -> list[QuestionBatch]:

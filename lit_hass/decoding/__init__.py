@@ -13,17 +13,23 @@ if TYPE_CHECKING:
     from lit_hass.decoding.forward import BaseForward, KVCache
     from lit_hass.decoding.generation import Generation, TokenFeatures, TokenState
     from lit_hass.decoding.noise import derive_seed, gumbel_noise
+    from lit_hass.decoding.rows import Decoder
     from lit_hass.decoding.sampling import SamplingConfig, choose_tokens, process_logits
     from lit_hass.decoding.select_forward import make_forward
+    from lit_hass.decoding.speculative import SpeculativeDecoder
+    from lit_hass.decoding.tree_config import TreeConfig
 
 _HOMES = {
     "AutoregressiveDecoder": "lit_hass.decoding.autoregressive",
     "BaseForward": "lit_hass.decoding.forward",
+    "Decoder": "lit_hass.decoding.rows",
     "Generation": "lit_hass.decoding.generation",
     "KVCache": "lit_hass.decoding.forward",
     "SamplingConfig": "lit_hass.decoding.sampling",
+    "SpeculativeDecoder": "lit_hass.decoding.speculative",
     "TokenFeatures": "lit_hass.decoding.generation",
     "TokenState": "lit_hass.decoding.generation",
+    "TreeConfig": "lit_hass.decoding.tree_config",
     "choose_tokens": "lit_hass.decoding.sampling",
     "derive_seed": "lit_hass.decoding.noise",
     "gumbel_noise": "lit_hass.decoding.noise",
@@ -34,11 +40,14 @@ _HOMES = {
 __all__ = (
     "AutoregressiveDecoder",
     "BaseForward",
+    "Decoder",
     "Generation",
     "KVCache",
     "SamplingConfig",
+    "SpeculativeDecoder",
     "TokenFeatures",
     "TokenState",
+    "TreeConfig",
     "choose_tokens",
     "derive_seed",
     "gumbel_noise",

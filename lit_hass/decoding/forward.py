@@ -91,6 +91,43 @@ class BaseForward(ABC):
         """Return the model's own logits ``[..., V]`` in float32 (scaling and capping included) of ``[..., H]``."""
 
 
+class TreeForward(BaseForward):
+    """A forward that can also look at a tree of tokens at once, and commit one of its paths."""
+
+    @abstractmethod
+    def verify(self, ids: Tensor, depths: Tensor, visible: Tensor, cache: KVCache) -> Tensor:
+        """Feed the nodes of a tree; each sees its row's committed tokens and the nodes that ``visible`` says.
+
+        Nothing is committed: `keep` does, before anything else is fed.
+
+        Args:
+            ids: ``[B, T]`` int64 on ``device``, node 0 being the token behind the committed ones.
+            depths: ``[B, T]`` int64, 0 for node 0. A node's position is that far behind the committed tokens; where
+                this is outside the context, the node's results are of no use and nobody may read them.
+            visible: ``[B, T, T]`` bool, true for a node's ancestors and itself.
+            cache: Has T free slots in each row.
+
+        Returns:
+            ``[B, T, H]`` hidden states after the final norm.
+        """
+
+    @abstractmethod
+    def keep(self, paths: Tensor | None, counts: Sequence[int], cache: KVCache) -> None:
+        """Commit one path of each row's tree, and forget the other nodes.
+
+        Args:
+            paths: ``[B, P]`` int64 on ``device``: node numbers from node 0 downwards; what stands behind a row's count
+                is any node. None where they are the first nodes, which lie where they belong.
+            counts: Nodes of each row's path, 1 .. P.
+            cache: As `verify` left it.
+        """
+
+    def positions(self, depths: Tensor, starts: Tensor) -> Tensor:
+        """``[B, T]`` positions of nodes, none outside the context."""
+        positions = depths + starts[:, None]
+        return positions if self.context is None else positions.clamp(max=self.context - 1)
+
+
 def _home(module: nn.Module) -> torch.device | None:
     """Where a module's weight is, or None for one that is offloaded (and then on no device)."""
     weight = getattr(module, "weight", None)

@@ -47,14 +47,15 @@ class Generation:
     Attributes:
         output_ids: ``[m]`` int64 on the CPU: new tokens only, cut after the first stop token (which is kept as the
             last one) and at ``max_new_tokens``.
-        accept_lengths: Accepted draft tokens of each verification step, without the +1, the last step not cut;
-            empty for plain decoding.
+        accept_lengths: Accepted draft tokens of each verification step, without the +1, the last step not cut (with
+            ``TreeConfig.trim`` nothing is drafted that would be cut); empty for plain decoding.
         steps: Forwards of the base. Plain decoding: one per new token, the prompt's forward included.
             Speculative decoding: verification steps, the prompt's forward not included.
         stop_reason: ``"stop"`` when the last token is a stop token, else ``"length"`` (``max_new_tokens`` or the
             model's context was reached).
         prefill_seconds: From the start of the batch until the first token was known.
         decode_seconds: From then until this row's last token was known; the sum of both is the row's wall time.
+        draft_prefill_seconds: Of the decode seconds, those of the draft's pass over the batch's prompts.
         batch_rows: How many rows were decoded together with this one, itself included.
         batch_seconds: From the start of that batch until its last row was done.
         features: What was collected, or None.
@@ -66,6 +67,7 @@ class Generation:
     steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    draft_prefill_seconds: float = 0.0
     batch_rows: int = 1
     batch_seconds: float = 0.0
     features: TokenFeatures | None = None

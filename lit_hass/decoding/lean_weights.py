@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,7 +30,11 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 @dataclass
 class LeanLayer:
-    """One decoder layer; matrices as ``[in, out]`` (views or copies), ready for ``mm`` and ``addmm``."""
+    """One decoder layer; matrices as ``[in, out]`` (views or copies), ready for ``mm`` and ``addmm``.
+
+    Attributes:
+        input_norm: Weight of its first norm; None where it is folded into ``qkv``, or where there is none (a draft).
+    """
 
     input_norm: Tensor | None
     qkv: list[Tensor]
@@ -50,17 +55,16 @@ class LeanWeights:
     """All that the lean forward reads, with the constants that go with it.
 
     Attributes:
-        norm: Weight of the final norm, times the square root of the width if folded.
+        norm: Weight of the final norm, times the square root of the width if folded; None for a draft, which has none.
         eps: Of the layers' norms.
         floor: 0-dim, ``sqrt(width * eps)``: the folded norm divides by ``hypot(|x|, floor)``.
         scaling: Factor of the attention's logits that is left to apply.
         folded: Whether the arrangement is the folded one.
-        stamp: Identifies the values of the model's weights that were arranged.
     """
 
     layers: list[LeanLayer]
     embedding: Tensor
-    norm: Tensor
+    norm: Tensor | None
     eps: float
     floor: Tensor
     heads: int
@@ -69,7 +73,6 @@ class LeanWeights:
     scaling: float
     activation: Any
     folded: bool
-    stamp: tuple[tuple[int, int], ...]
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
@@ -100,9 +103,25 @@ def unsupported(model: PreTrainedModel) -> str | None:
     return None
 
 
-def stamp(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
-    """Return what changes when a weight is replaced or written to in place."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+class Stamp:
+    """Notices when a model's weights are replaced or written to in place; asked before every call, so it is quick.
+
+    Args:
+        model: Whose weights to watch. Modules that are added to it later are not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Look up where the weights are kept."""
+        self._places = [(module._parameters, name) for module in model.modules() for name in module._parameters]
+        self._values = self._read()
+
+    def _read(self) -> list[tuple[int, int]]:
+        weights = (place[name] for place, name in self._places)
+        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights if w is not None]
+
+    def changed(self) -> bool:
+        """Whether they are others than when this was made."""
+        return self._read() != self._values
 
 
 def arrange(model: PreTrainedModel) -> LeanWeights:
@@ -111,12 +130,15 @@ def arrange(model: PreTrainedModel) -> LeanWeights:
     attention = decoder.layers[0].self_attn
     config: Any = model.config
     first = decoder.layers[0]
-    small = sum(p.numel() * p.element_size() for p in decoder.layers.parameters()) <= COPY_LIMIT
+    small = is_small(decoder.layers)
     folded = small and first.mlp.down_proj.weight.dtype == torch.float32 and model.device.type == "cpu"
     eps, width = float(decoder.norm.variance_epsilon), int(config.hidden_size)
     norm = decoder.norm.weight.detach()
     with torch.inference_mode(False), torch.no_grad():
-        layers = [_arrange_layer(layer, small, folded) for layer in decoder.layers[: config.num_hidden_layers]]
+        layers = [
+            arrange_layer(layer, small, folded, float(attention.scaling), attention.head_dim)
+            for layer in decoder.layers[: config.num_hidden_layers]
+        ]
         floor = torch.tensor(math.sqrt(width * eps), device=norm.device)
         norm = norm * math.sqrt(width) if folded else norm
     return LeanWeights(
@@ -129,35 +151,94 @@ def arrange(model: PreTrainedModel) -> LeanWeights:
         kv_heads=attention.k_proj.out_features // attention.head_dim,
         head_dim=attention.head_dim,
         scaling=1.0 if folded else float(attention.scaling),
-        activation=first.mlp.act_fn,
+        activation=plain_activation(first.mlp.act_fn),
         folded=folded,
-        stamp=stamp(model),
     )
 
 
-def _arrange_layer(layer: Any, small: bool, folded: bool) -> LeanLayer:
+class RotaryTable:
+    """Rotary factors by transformers' own frequencies and scaling, kept from call to call.
+
+    Args:
+        frequencies: ``[D / 2]`` float32.
+        scaling: Factor of cosine and sine.
+        folded: Whether the factors are complex.
+        dtype: Of the others, rounded as in transformers.
+        device: Where they are used.
+    """
+
+    def __init__(
+        self, frequencies: Tensor, scaling: float, folded: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Make nothing yet."""
+        self._frequencies, self._scaling = frequencies.float(), scaling
+        self._folded, self._dtype, self._device = folded, dtype, device
+        self._table: tuple[Tensor, ...] = ()
+
+    def __call__(self, count: int) -> tuple[Tensor, ...]:
+        """Cosine and sine ``[n, D]``, or one complex ``[n, D / 2]``, of at least ``count`` positions."""
+        if not self._table or self._table[0].shape[0] < count:
+            with torch.inference_mode(False), torch.no_grad():
+                self._table = self._make(2 * count)
+        return self._table
+
+    def _make(self, count: int) -> tuple[Tensor, ...]:
+        angles = torch.arange(count, device=self._frequencies.device).float()[:, None] * self._frequencies
+        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        if self._folded:
+            return (torch.complex(cos, sin).to(self._device),)
+        # The sign belongs to rotate_half; putting it here is exact and makes that one roll.
+        parts = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return tuple(part.to(self._device, self._dtype) for part in parts)
+
+
+def plain_activation(module: nn.Module) -> Any:
+    """The function of an activation module; a module's call costs as much as the function."""
+    return F.silu if isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation" else module
+
+
+def is_small(layers: nn.Module) -> bool:
+    """Whether copies of these weights may be made."""
+    return sum(p.numel() * p.element_size() for p in layers.parameters()) <= COPY_LIMIT
+
+
+def arrange_layer(layer: Any, small: bool, folded: bool, scaling: float, head_dim: int) -> LeanLayer:
+    """Arrange one Llama-like layer, or a draft's, which has no first norm.
+
+    Args:
+        layer: With the names of transformers' Llama.
+        small: Whether matrices are fused (copied).
+        folded: Whether norms and scales are multiplied into them.
+        scaling: Factor of the attention's logits.
+        head_dim: Width of a head.
+    """
     attention, mlp = layer.self_attn, layer.mlp
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     matrices = [p.weight.detach() for p in projections]
     biases = [p.bias.detach() for p in projections if p.bias is not None]
     gate_up = [mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]
     gate_up_biases = [p.bias.detach() for p in (mlp.gate_proj, mlp.up_proj) if p.bias is not None]
-    input_norm, post_norm = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
+    post_norm = layer.post_attention_layernorm.weight.detach()
+    normed = hasattr(layer, "input_layernorm")
+    input_norm = layer.input_layernorm.weight.detach() if normed else None
     norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
-    heads = [p.out_features // attention.head_dim for p in projections[:2]]
+    heads = [p.out_features // head_dim for p in projections[:2]]
     qk_norm = torch.cat([n.weight.detach().expand(h, -1) for n, h in zip(norms, heads, strict=True)]) if norms else None
     if folded:
-        width = math.sqrt(len(input_norm))
-        matrices = [m * (input_norm * width) for m in matrices]
-        gate_up = [m * (post_norm * width) for m in gate_up]
-        matrices[:2] = [_pair_halves(m, attention.head_dim) for m in matrices[:2]]
-        biases[:2] = [_pair_halves(b, attention.head_dim) for b in biases[:2]]
-        if qk_norm is not None:
-            qk_norm = _pair_halves(qk_norm.reshape(-1), attention.head_dim).view_as(qk_norm)
-            qk_norm[: heads[0]] *= attention.scaling
+        width = math.sqrt(len(post_norm))
+        if input_norm is not None:
+            matrices = [m * (input_norm * width) for m in matrices]
         else:
-            matrices[0] *= attention.scaling
-            biases[:1] = [b * attention.scaling for b in biases[:1]]
+            matrices = [m.clone() for m in matrices]
+        gate_up = [m * (post_norm * width) for m in gate_up]
+        matrices[:2] = [_pair_halves(m, head_dim) for m in matrices[:2]]
+        biases[:2] = [_pair_halves(b, head_dim) for b in biases[:2]]
+        if qk_norm is not None:
+            qk_norm = _pair_halves(qk_norm.reshape(-1), head_dim).view_as(qk_norm)
+            qk_norm[: heads[0]] *= scaling
+        else:
+            matrices[0] *= scaling
+            biases[:1] = [b * scaling for b in biases[:1]]
     if small:
         matrices, gate_up = [torch.cat(matrices)], [torch.cat(gate_up)]
     return LeanLayer(

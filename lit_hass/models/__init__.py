@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_hass.models.draft_cache import DraftCache
     from lit_hass.models.draft_checkpoint import save_draft
     from lit_hass.models.draft_config import DraftConfig
-    from lit_hass.models.draft_loading import load_draft, resolve_draft
+    from lit_hass.models.draft_loading import check_draft, load_draft, resolve_draft
     from lit_hass.models.folders import check_base, load_config, resolve_base, shipped_names
     from lit_hass.models.loading import load_base, load_tokenizer, parse_dtype
     from lit_hass.models.stopping import stop_ids
@@ -25,6 +25,7 @@ _HOMES = {
     "DraftConfig": "lit_hass.models.draft_config",
     "DraftModel": "lit_hass.models.draft",
     "check_base": "lit_hass.models.folders",
+    "check_draft": "lit_hass.models.draft_loading",
     "context_length": "lit_hass.models.context",
     "load_base": "lit_hass.models.loading",
     "load_draft": "lit_hass.models.draft_loading",
@@ -44,6 +45,7 @@ __all__ = (
     "DraftConfig",
     "DraftModel",
     "check_base",
+    "check_draft",
     "context_length",
     "load_base",
     "load_config",

@@ -144,6 +144,10 @@ class DraftModel(nn.Module):
         cos, sin = rotary(dummy, position_ids if position_ids.dim() > 1 else position_ids[None])
         return (cos, sin) if position_ids.dim() > 1 else (cos[0], sin[0])
 
+    def rotary_frequencies(self) -> tuple[Tensor, float]:
+        """``[head_dim / 2]`` float32 frequencies and the factor of cosine and sine, where both are constants."""
+        return self._rotary[0].inv_freq, float(self._rotary[0].attention_scaling)
+
     def inputs(self, token_ids: Tensor, features: Tensor) -> Tensor:
         """The layer's input ``[B, T, H]``: ``fc`` of the embedding (first) and the feature."""
         return self.fc(torch.cat((self.embed_tokens(token_ids), features.to(self.dtype)), dim=-1))

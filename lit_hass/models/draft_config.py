@@ -121,14 +121,19 @@ class DraftConfig:
             **overrides: Fields of this class that shall differ, such as ``intermediate_size``.
 
         Raises:
-            UserError: The base's embedding is not as wide as its features, or an override cannot be used.
+            UserError: The base's embedding is not as wide as its features, it has no attention, or an override cannot
+                be used.
         """
         config: Any = base.config.get_text_config()
         width, vocab = base_sizes(base)
-        heads = int(config.num_attention_heads)
+        heads = getattr(config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            raise UserError(f"{type(base).__name__} has no attention heads to copy: a draft is an attention layer")
+        inner = getattr(config, "intermediate_size", None)
         values: dict[str, Any] = {
             "hidden_size": width,
-            "intermediate_size": int(getattr(config, "intermediate_size", None) or 4 * width),
+            # Some families have one width for each layer.
+            "intermediate_size": inner if isinstance(inner, int) else 4 * width,
             "num_attention_heads": heads,
             "num_key_value_heads": int(getattr(config, "num_key_value_heads", None) or heads),
             "head_dim": int(getattr(config, "head_dim", None) or width // heads),

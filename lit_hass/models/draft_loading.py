@@ -53,6 +53,23 @@ def resolve_draft(path_or_name: str | Path) -> Path:
         raise UserError(f"{name}: no such folder, and the hub did not give it: {reason} {choices}") from error
 
 
+def check_draft(path_or_name: str | Path) -> None:
+    """Find what can be known to be wrong with a draft without loading it or its base.
+
+    Raises:
+        UserError: It is not there, lacks a file, or its configuration is that of another kind of model.
+    """
+    folder = resolve_draft(path_or_name)
+    content = read_draft_config(folder)
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise UserError(f"{folder}: no weights ({' or '.join(WEIGHT_FILES)})")
+    try:
+        refuse_config(content)
+        DraftConfig.from_dict(content)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
 def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
     """Load an EAGLE-1, EAGLE-2 or HASS draft, in eval mode, without gradients, in the base's dtype and place.
 

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_hass.modules.draft_training import DraftTrainingModule
+    from lit_hass.modules.evaluation import EvaluationModule, EvaluationOutcome
     from lit_hass.modules.generation import GenerationModule
     from lit_hass.modules.language_modeling import LanguageModelingModule
 
 _HOMES = {
     "DraftTrainingModule": "lit_hass.modules.draft_training",
+    "EvaluationModule": "lit_hass.modules.evaluation",
+    "EvaluationOutcome": "lit_hass.modules.evaluation",
     "GenerationModule": "lit_hass.modules.generation",
     "LanguageModelingModule": "lit_hass.modules.language_modeling",
 }
 
 __all__ = (
     "DraftTrainingModule",
+    "EvaluationModule",
+    "EvaluationOutcome",
     "GenerationModule",
     "LanguageModelingModule",
 )

@@ -24,6 +24,9 @@ class TurnOutcome:
         batch_rows: how many turns were decoded together.
         time_share: seconds of that batch divided by ``batch_rows``: summed over all turns of a run they give the time
             spent decoding, at any batch size.
+        wall_times: seconds of every repetition, where a comparison repeats turns.
+        divergence_gap: how far the base's best token is ahead of the second (logits; sampled: with their noise) where
+            this answer leaves the one it is compared with; None where it does not, or nobody looked.
     """
 
     text: str
@@ -33,6 +36,8 @@ class TurnOutcome:
     seed: int | None
     batch_rows: int
     time_share: float
+    wall_times: list[float] = field(default_factory=list)
+    divergence_gap: float | None = None
 
     def matches(self, reference: str) -> bool:
         r"""Whether the answer is the reference, to the character (``\r\n`` and ``\n`` count as the same)."""

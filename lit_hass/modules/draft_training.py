@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +18,12 @@ from lit_hass.errors import RunError, UserError
 from lit_hass.models import DraftModel, check_base, load_base, load_draft, load_tokenizer, stop_ids
 from lit_hass.models.draft_alignment import aligned_passes
 from lit_hass.modules.draft_loss import DraftLoss, DraftLossConfig, chunk_rows, draft_loss
+from lit_hass.modules.draft_optimizer import draft_optimizer
 from lit_hass.modules.draft_rows import DraftRows, trainable, with_noise
 from lit_hass.modules.draft_validation import ChainProbe, DraftScores
+from lit_hass.modules.feature_cache import FeatureCacheConfig, open_cache
 from lit_hass.modules.frozen_base import FrozenBase
+from lit_hass.records import ensure_writable
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class DraftTrainingModule(LightningModule):
 
     The base computes its features on the fly. Row t of a sequence has feature t and token t + 1 and is trained iff
     token t + 2 is to be predicted (`TokenBatch.labels`). Each of S alignment steps sees what decoding sees at that
-    depth; the losses of all are summed.
+    depth; the losses of all are summed. Features of data that comes again can be kept on disk: ``lit-hass fit -c
+    configs/train_draft.yaml ... --model.feature_cache.folder PATH --model.feature_cache.max_gib 20``.
 
     Validation logs, per loader of the DataModule: ``val/<name>/loss``; ``agreement_<s>``, the share of rows whose
     likeliest token is the base's at step s; ``acceptance_<s>``, the same among chains that were right before; and
@@ -65,6 +68,8 @@ class DraftTrainingModule(LightningModule):
         noise_seed: of the feature noise, keyed by batch and rank so that a resumed run draws the same.
         base_dtype: of the base's weights: ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a name. The
             draft's are float32; use ``trainer.precision`` for mixed precision.
+        feature_cache: where features are kept, in the base's dtype; None computes them each time. Sequences batched
+            anew are read as their first batch rounded them: as without a cache to about 1e-6, not always to the bit.
     """
 
     def __init__(
@@ -87,12 +92,14 @@ class DraftTrainingModule(LightningModule):
         validation_max_new_tokens: int = 256,
         noise_seed: int = 0,
         base_dtype: str = "auto",
+        feature_cache: FeatureCacheConfig | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         # As plain data: checkpoints are read without running code, and a DraftLossConfig would be refused.
-        self.save_hyperparameters(ignore=["loss"])
+        self.save_hyperparameters(ignore=["loss", "feature_cache"])
         self.hparams["loss"] = asdict(loss)
+        self.hparams["feature_cache"] = asdict(feature_cache) if feature_cache is not None else None
         if draft is not None and draft_settings:
             raise UserError("model: draft_settings are for a fresh draft; the one that is loaded has its own")
         counts = {"steps": steps, "chain": chain, "validation_prompts": validation_prompts}
@@ -107,7 +114,7 @@ class DraftTrainingModule(LightningModule):
         self.warmup_steps, self.decay, self.final_lr = warmup_steps, decay, final_lr
         self.chain, self.validation_prompts = chain, validation_prompts
         self.validation_max_new_tokens = validation_max_new_tokens
-        self.noise_seed, self.base_dtype = noise_seed, base_dtype
+        self.noise_seed, self.base_dtype, self.feature_cache = noise_seed, base_dtype, feature_cache
         self.draft: DraftModel | None = None
         self.base: FrozenBase | None = None
         self._stop_ids: tuple[int, ...] = ()
@@ -123,12 +130,14 @@ class DraftTrainingModule(LightningModule):
         return self.base_name
 
     def check(self) -> None:
-        """Refuse a base that cannot be loaded, before anything is loaded.
+        """Refuse a base that cannot be loaded, before anything is loaded, and a cache that cannot be written.
 
         Raises:
             UserError: names the folder and what it lacks.
         """
         check_base(self.base_name, needs_tokenizer=False)
+        if self.feature_cache is not None:
+            ensure_writable(self.feature_cache.folder)
 
     def setup(self, stage: str) -> None:
         """Check that the data speaks the base's language.
@@ -153,7 +162,9 @@ class DraftTrainingModule(LightningModule):
             return
         device = self._trainer.strategy.root_device if self._trainer is not None else self.device
         model = load_base(self.base_name, dtype=self.base_dtype, device=device)
-        self.base = FrozenBase(model)
+        precision = getattr(self._trainer, "precision", "32-true")
+        cache = open_cache(self.feature_cache, self.base_name, model, precision, self.global_rank)
+        self.base = FrozenBase(model, cache)
         tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
         self._stop_ids = stop_ids(model, tokenizer)
         if self.draft_name is None:
@@ -179,7 +190,7 @@ class DraftTrainingModule(LightningModule):
             # Connected to every weight, so that DDP does not wait for gradients.
             return torch.stack([p.sum() for p in self.draft.parameters() if p.requires_grad]).sum() * 0.0
         self._fertile = True
-        rows = DraftRows.of(batch, self.base.features(batch.input_ids))
+        rows = DraftRows.of(batch, self.base.features(batch.input_ids, batch.attention_mask.sum(1)))
         if self.feature_noise:
             # Keyed by the batch's number: a resumed run draws what the run would have drawn.
             number = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -247,7 +258,7 @@ class DraftTrainingModule(LightningModule):
         self._probes[dataloader_idx].collect(batch)
         if not bool(trainable(batch).any()):
             return
-        rows = DraftRows.of(batch, self.base.features(batch.input_ids))
+        rows = DraftRows.of(batch, self.base.features(batch.input_ids, batch.attention_mask.sum(1)))
         found = self(rows, max(self.steps, self.chain))
         config = self.loss
         loss = config.feature_weight * found.feature + config.soft_weight * found.soft
@@ -269,29 +280,16 @@ class DraftTrainingModule(LightningModule):
         if self.trainer.sanity_checking:
             self._probes = []  # it saw a few batches only
 
+    def teardown(self, stage: str) -> None:
+        """Write what the feature cache still has in memory."""
+        if self.base is not None and self.base.cache is not None:
+            self.base.cache.close()
+
     def configure_optimizers(self) -> Any:
         """AdamW over the draft; warm-up and decay count optimiser steps."""
-        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
-        # Not fused: Lightning refuses to clip the gradients of a fused optimiser in mixed precision.
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=self.lr,
-            betas=self.betas,
-        )
         total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise UserError("trainer.max_steps is needed: the data is endless, and the learning rate follows it")
-
-        def share(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            left = 0.5 * (1 + math.cos(math.pi * done)) if self.decay == "cosine" else 1 - done
-            return self.final_lr + (1 - self.final_lr) * left
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        shape = (self.lr, self.betas, self.weight_decay, self.warmup_steps, self.decay, self.final_lr)
+        return draft_optimizer(self.parameters(), total, *shape)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the draft as a checkpoint that `load_draft` reads."""

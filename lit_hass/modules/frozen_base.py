@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_hass.decoding import AutoregressiveDecoder, make_forward
+from lit_hass.modules.feature_cache import FeatureCache
 
 
 class FrozenBase:
@@ -17,28 +18,57 @@ class FrozenBase:
 
     Args:
         model: In eval mode.
+        cache: Of this model's features, or None.
 
     Attributes:
         model: The same.
+        cache: The same.
         decoder: Decodes it, with the forward of all decoders.
 
     Raises:
         UserError: Its logits cannot be computed from its last hidden state, or it cannot be decoded.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, cache: FeatureCache | None = None) -> None:
         """Choose the forward."""
         self.model = model.requires_grad_(False)
+        self.cache = cache
         self._forward = make_forward(model)
         self.decoder = AutoregressiveDecoder(self._forward)
         self.vocab_size = self._forward.vocab_size
 
     @torch.no_grad()
-    def features(self, input_ids: Tensor) -> Tensor:
+    def features(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, L, H]`` hidden states after the final norm of ``[B, L]`` ids, padded on the right.
 
         The pads need no mask: no token before them sees them, and nobody reads their features.
+
+        With a cache and ``lengths``, ``[B]`` tokens of each sequence, those that it has are read, and the others are
+        computed in one forward of their own and added. A batch that it has none of is computed as without it, to the
+        bit. One that it has some of is not: a forward over fewer rows, or other pads, rounds differently (by about 1e-6
+        in float32). Nor is what is read what another batch of the same sequences would have given.
         """
+        if self.cache is None or lengths is None:
+            return self._compute(input_ids)
+        rows = [ids[:length] for ids, length in zip(input_ids.cpu(), lengths.tolist(), strict=True)]
+        found = {i: states for i, row in enumerate(rows) if (states := self.cache.get(row)) is not None}
+        missing = [i for i in range(len(rows)) if i not in found]
+        if missing:
+            whole = len(missing) == len(rows)
+            width = max(len(rows[i]) for i in missing)
+            computed = self._compute(input_ids if whole else input_ids[missing, :width])
+            for i, states in zip(missing, computed, strict=True):
+                found[i] = states[: len(rows[i])]
+                self.cache.add(rows[i], found[i])
+            if whole:
+                return computed
+        shape = (*input_ids.shape, self._forward.hidden_size)
+        result = torch.zeros(shape, dtype=self._forward.dtype, device=input_ids.device)
+        for i, states in found.items():
+            result[i, : len(states)] = states
+        return result
+
+    def _compute(self, input_ids: Tensor) -> Tensor:
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def head(self, rows: Tensor) -> Tensor:

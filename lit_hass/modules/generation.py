@@ -1,4 +1,4 @@
-"""Answering questions: `predict_step` over a decoder."""
+"""Answering questions: `predict_step` over a decoder, with a draft or without."""
 
 from __future__ import annotations
 
@@ -7,19 +7,40 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from transformers import PreTrainedModel
 
 from lit_hass.data.question_datamodule import QuestionBatch
-from lit_hass.decoding import AutoregressiveDecoder, Generation, SamplingConfig, derive_seed
+from lit_hass.decoding import (
+    AutoregressiveDecoder,
+    Decoder,
+    Generation,
+    SamplingConfig,
+    SpeculativeDecoder,
+    TreeConfig,
+    derive_seed,
+)
 from lit_hass.errors import RunError, UserError
-from lit_hass.models import check_base, context_length, load_base, load_tokenizer, model_digest, parse_dtype, stop_ids
+from lit_hass.models import (
+    check_base,
+    check_draft,
+    context_length,
+    load_base,
+    load_draft,
+    load_tokenizer,
+    model_digest,
+    parse_dtype,
+    resolve_draft,
+    stop_ids,
+)
 from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
 from lit_hass.modules.memory import peak_memory, reset_peak_memory
+from lit_hass.modules.threads import choose_threads
 
 log = logging.getLogger(__name__)
 
 
 class GenerationModule(LightningModule):
-    """Answer questions with a language model.
+    """Answer questions with a language model, and with a draft head where one is given.
 
     `predict_step` takes a `QuestionBatch` and returns one `QuestionOutcome` per question; what becomes of them is for
     callbacks to decide. In float32 nothing of a run decides an answer but (model, prompt, sampling, seed, question,
@@ -28,6 +49,9 @@ class GenerationModule(LightningModule):
 
     Args:
         base: a `transformers` folder, hub id or shipped name (``html_to_tsv``).
+        draft: an EAGLE-1, EAGLE-2 or HASS checkpoint of that base (folder, hub id or shipped name); None decodes token
+            by token.
+        tree: the sizes of the draft's tree.
         sampling: how tokens are chosen.
         max_new_tokens: limit for each answer.
         dtype: of the weights: ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a name.
@@ -37,7 +61,8 @@ class GenerationModule(LightningModule):
         warmup: full generations of the first question before the run, timed by nobody.
         strip_answers: remove white space at both ends of the answers' text, in the records and in what the next turn
             sees (the original scripts do). Matches with references are made on the text before that.
-        model_id: name in the answer records; None takes the base's last path component.
+        model_id: name in the answer records; None takes the base's last path component, and says ``-hass`` where a
+            draft is used.
 
     Attributes:
         collect_features: the one switch that a callback sets to have `TokenFeatures` in the outcomes.
@@ -46,6 +71,8 @@ class GenerationModule(LightningModule):
     def __init__(
         self,
         base: str = "html_to_tsv",
+        draft: str | None = None,
+        tree: TreeConfig = TreeConfig(),
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 512,
         dtype: str = "auto",
@@ -63,25 +90,28 @@ class GenerationModule(LightningModule):
         if warmup < 0:
             raise UserError(f"model.warmup must not be negative, found {warmup}")
         self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
+        self.draft, self.tree = draft, tree
         self.base_dtype, self.device_map = dtype, device_map
         self.extra_stop_ids = tuple(extra_stop_ids or ())
         self.seed, self.warmup, self.strip_answers = seed, warmup, strip_answers
-        self.model_id = model_id or base.rstrip("/").rsplit("/", 1)[-1]
+        self.model_id = model_id or base.rstrip("/").rsplit("/", 1)[-1] + ("-hass" if draft else "")
         self.collect_features = False
         # Not a submodule: Lightning would move and cast it, and a model spread over devices must stay as it is.
-        self.decoder: AutoregressiveDecoder | None = None
+        self.decoder: Decoder | None = None
         self._stop_ids: tuple[int, ...] = ()
         self._context: int | None = None
         self._warm = False
 
     def check(self) -> None:
-        """Refuse a base that cannot be loaded, before anything is loaded.
+        """Refuse a base or a draft that cannot be loaded, before anything is loaded.
 
         Raises:
             UserError: names the folder and what it lacks, or a dtype that does not exist.
         """
         parse_dtype(self.base_dtype)
         check_base(self.base)
+        if self.draft is not None:
+            check_draft(self.draft)
 
     def setup(self, stage: str) -> None:
         """Check the base before the model is built."""
@@ -95,11 +125,18 @@ class GenerationModule(LightningModule):
         model = load_base(self.base, dtype=self.base_dtype, device=device, device_map=self.device_map)
         self._stop_ids = tuple(sorted({*stop_ids(model, load_tokenizer(self.base)), *self.extra_stop_ids}))
         self._context = context_length(model.config)
-        self.decoder = AutoregressiveDecoder(model)
+        choose_threads(model)
+        self._make_decoders(model)
         log.info(
             "loaded %s: %.1f M parameters, %s on %s; answers end at %s",
             self.base, sum(p.numel() for p in model.parameters()) / 1e6, model.dtype, model.device, self._stop_ids,
         )  # fmt: skip
+
+    def _make_decoders(self, model: PreTrainedModel) -> None:
+        if self.draft is None:
+            self.decoder = AutoregressiveDecoder(model)
+        else:
+            self.decoder = SpeculativeDecoder(model, load_draft(self.draft, model), self.tree)
 
     def on_predict_start(self) -> None:
         """Each run warms up anew."""
@@ -115,6 +152,10 @@ class GenerationModule(LightningModule):
             return []
         if not self._warm:
             self._warm_up(batch)
+        return self._run(batch)
+
+    def _run(self, batch: QuestionBatch) -> list[QuestionOutcome]:
+        """Answer a batch with the present decoder."""
         reset_peak_memory(self.device)
         try:
             outcomes = self._answer(batch)
@@ -201,6 +242,8 @@ class GenerationModule(LightningModule):
         sampling = self.sampling
         return {
             "base": model_digest(self.base),
+            "draft": None if self.draft is None else model_digest(resolve_draft(self.draft)),
+            "tree": None if self.draft is None else vars(self.tree),
             "dtype": self.base_dtype,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

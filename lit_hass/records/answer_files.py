@@ -139,6 +139,8 @@ _PER_TURN = {
     "batch_rows": (False, _is_int_or_null),
     "time_share": (False, _is_number_or_null),
     "exact_match": (False, lambda value: value is None or isinstance(value, bool)),
+    "wall_times": (False, lambda value: isinstance(value, list) and all(map(_is_number, value))),
+    "divergence_gap": (False, _is_number_or_null),
 }
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from lit_hass.records.json_lines import QuestionId
 
+# What only a run made for a comparison has.
+_OF_COMPARISONS = frozenset({"wall_times", "divergence_gap"})
+
 
 @dataclass(frozen=True)
 class TurnRecord:
@@ -27,6 +30,8 @@ class TurnRecord:
         batch_rows: How many turns were decoded together.
         time_share: Seconds of that batch divided by ``batch_rows``; these add up to the time spent, at any batch size.
         exact_match: Whether the text as generated is the reference, to the character; None without a reference.
+        wall_times: Seconds of every repetition, of which ``wall_time`` is one; empty where it ran once.
+        divergence_gap: See `ChoiceRecord`.
     """
 
     text: str
@@ -42,6 +47,8 @@ class TurnRecord:
     batch_rows: int | None = None
     time_share: float | None = None
     exact_match: bool | None = None
+    wall_times: Sequence[float] = ()
+    divergence_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,10 @@ class ChoiceRecord:
         batch_rows: How many turns were decoded together.
         time_share: Seconds of the batch divided by ``batch_rows``.
         exact_match: Whether the text as generated is the reference; None without one.
+        wall_times: Seconds of every repetition of the turn, of which ``wall_time`` is one; empty where it ran once.
+        divergence_gap: How far the base's best token is ahead of the second (logits; sampled: with their noise) where
+            the answer leaves that of the run it is compared with; None where nothing differs. Empty where nobody
+            looked, or nothing differs in any turn.
     """
 
     index: int
@@ -88,6 +99,8 @@ class ChoiceRecord:
     batch_rows: list[int | None] = field(default_factory=list)
     time_share: list[float | None] = field(default_factory=list)
     exact_match: list[bool | None] = field(default_factory=list)
+    wall_times: list[list[float]] = field(default_factory=list)
+    divergence_gap: list[float | None] = field(default_factory=list)
 
     @classmethod
     def from_turns(cls, index: int, turns: Sequence[TurnRecord]) -> "ChoiceRecord":
@@ -110,12 +123,14 @@ class ChoiceRecord:
             batch_rows=[t.batch_rows for t in turns],
             time_share=[t.time_share for t in turns],
             exact_match=[t.exact_match for t in turns],
+            wall_times=[list(t.wall_times) for t in turns] if all(t.wall_times for t in turns) else [],
+            divergence_gap=_unless_all_none([t.divergence_gap for t in turns]),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as it stands in the answer line, the original's keys first."""
+        """The choice as it stands in the answer line, the original's keys first; keys of a comparison only if set."""
         # Not dataclasses.asdict: it copies every token id one by one.
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if value or key not in _OF_COMPARISONS}
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,10 @@ class AnswerRecord:
             "choices": [choice.to_dict() for choice in self.choices],
             "peak_memory": self.peak_memory,
         }
+
+
+def _unless_all_none(values: list[float | None]) -> list[float | None]:
+    return [] if all(value is None for value in values) else values
 
 
 def failed_answer(question_id: QuestionId, error: str) -> dict[str, Any]:

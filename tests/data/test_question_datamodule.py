@@ -107,6 +107,7 @@ def ready(path, base, rank=0, world=1, folder=None, **arguments):
         log_dir=folder,
         fast_dev_run=0,
         is_global_zero=rank == 0,
+        lightning_module=None,
         strategy=SimpleNamespace(broadcast=lambda value: value),
     )
     return data

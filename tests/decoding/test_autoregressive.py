@@ -77,7 +77,7 @@ def test_large_models_are_not_copied(monkeypatch, decoders, family, dtype):
     monkeypatch.setattr(lean_weights, "COPY_LIMIT", 0)
     model = build(family).to(dtype)
     decoder = AutoregressiveDecoder(model)
-    layer = decoder.forward._weights.layers[0]
+    layer = decoder.forward.weights.layers[0]
     assert layer.qkv[0].data_ptr() == model.model.layers[0].self_attn.q_proj.weight.data_ptr()
     prompts = [prompt(6), prompt(17)]
     if dtype == torch.float32:

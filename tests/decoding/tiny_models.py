@@ -6,6 +6,8 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -16,12 +18,18 @@ from transformers import (
     GPTNeoXForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -55,6 +63,16 @@ _LLAMA3_ROPE = {
 }
 _YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+#: Layers with and without a sliding window in one model.
+_MIXED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+_FALCON = {
+    **_IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 256,
+}
 _GEMMA = {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "initializer_range": 0.3}
 
 _BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -95,8 +113,19 @@ _BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_LLAMA)),
     "granite": lambda: GraniteForCausalLM(GraniteConfig(**_LLAMA, logits_scaling=4.0, residual_multiplier=0.7)),
 }
+_TREE_BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**_LLAMA)),
+    "qwen2_mixed": lambda: Qwen2ForCausalLM(Qwen2Config(**_LLAMA, **_MIXED)),
+    "qwen3_mixed": lambda: Qwen3ForCausalLM(Qwen3Config(**_LLAMA, head_dim=16, **_MIXED)),
+    "falcon": lambda: FalconForCausalLM(FalconConfig(**_FALCON, alibi=False)),
+    "falcon_alibi": lambda: FalconForCausalLM(FalconConfig(**_FALCON, alibi=True)),
+    "mamba": lambda: MambaForCausalLM(MambaConfig(**_IDS, hidden_size=32, num_hidden_layers=2, state_size=4)),
+    "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_LLAMA, layer_types=["conv", "full_attention", "conv"])),
+}
 
 FAMILIES = tuple(_BUILDERS)
+#: More families, whose trees are tested.
+TREE_FAMILIES = tuple(_TREE_BUILDERS)
 #: Families that must get the hand-written forward.
 LEAN = ("llama", "llama3_rope", "llama_yarn", "llama_biases", "llama_tied", "qwen2", "qwen3", "mistral")
 
@@ -104,7 +133,7 @@ LEAN = ("llama", "llama3_rope", "llama_yarn", "llama_biases", "llama_tied", "qwe
 def build(family: str, seed: int = 0) -> PreTrainedModel:
     """Build one, in eval mode, random but the same every time; norms and biases are perturbed, too."""
     torch.manual_seed(seed)
-    model = _BUILDERS[family]().eval().requires_grad_(False)
+    model = (_BUILDERS | _TREE_BUILDERS)[family]().eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.1 if "norm" in name or "ln" in name else 0.05)

@@ -115,7 +115,7 @@ def test_two_runs_never_share_a_folder(process, tiny_base, questions, tmp_path):
 
 
 def test_ctrl_c_ends_in_order_and_resumes(process, tiny_base, questions, tmp_path):
-    path = questions(30)
+    path = questions(400)
     args = _args(tiny_base, path, "--trainer.logger.init_args.version", 0)
     run = process(args)
     shard = tmp_path / RUN / "answers.rank0.jsonl"
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_in_order_and_resumes(process, tiny_base, questions, tmp_pat
     assert not (tmp_path / RUN / "answers.jsonl").exists() and not (tmp_path / RUN / "run.lock").exists()
     again = process(args)
     assert again.wait() == 0, again.text()
-    assert len(lines(tmp_path / RUN / "answers.jsonl")) == 30
+    assert len(lines(tmp_path / RUN / "answers.jsonl")) == 400
 
 
 def test_sigterm_ends_at_once_and_resumes(process, tiny_base, questions, tmp_path):

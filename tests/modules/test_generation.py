@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.data.prompting import Prompting
 from lit_hass.data.question_datamodule import QuestionBatch, QuestionDataModule
-from lit_hass.decoding import SamplingConfig
+from lit_hass.decoding import SamplingConfig, TreeConfig
 from lit_hass.errors import UserError
+from lit_hass.models import DraftModel, load_base
 from lit_hass.modules import GenerationModule
 from lit_hass.records import Question
 
@@ -167,3 +168,22 @@ def test_resume_settings_hold_what_decides_the_answers_and_no_more(tiny_base) ->
         settings(),
     ]
     assert len({json.dumps(s, sort_keys=True) for s in changed}) == len(changed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_changes_no_answer(tiny_base, prompting, tmp_path, temperature: float) -> None:
+    torch.manual_seed(5)
+    DraftModel.from_base(load_base(tiny_base)).save_pretrained(tmp_path / "draft")
+    batch = QuestionBatch((ONE, TWO), 2, prompting)
+    settings = {"sampling": SamplingConfig(temperature, repetition_penalty=1.1)}
+    plain = ready(tiny_base, **settings).predict_step(batch, 0)
+    module = ready(tiny_base, draft=str(tmp_path / "draft"), tree=TreeConfig(12, 3, 3), **settings)
+    drafted = module.predict_step(batch, 0)
+    assert answers(drafted) == answers(plain)
+    for outcome in drafted:
+        for turn in (turn for turns in outcome.choices for turn in turns):
+            generation = turn.generation
+            assert generation.steps == len(generation.accept_lengths) > 0
+            assert len(generation.output_ids) <= 1 + sum(a + 1 for a in generation.accept_lengths)
+    assert module.resume_settings()["tree"]["top_k"] == 3 and module.model_id.endswith("-hass")
+    assert ready(tiny_base).resume_settings()["draft"] is None

@@ -22,6 +22,22 @@ KINDS = (
     ("quantity", 4),
 )
 
+#: What drill words are made of.
+_KNOWN = tuple(
+    word.lower()
+    for word in (
+        *words.FIRST_NAMES,
+        *words.LAST_NAMES,
+        *words.CITIES,
+        *words.THINGS,
+        *words.QUALITIES,
+        *words.STATUSES,
+        *words.MONTHS,
+        *(title for titles in words.HEADERS.values() for title in titles),
+    )
+    if word.isascii() and word.isalpha()
+)
+
 
 @dataclass(frozen=True)
 class Difficulty:
@@ -34,6 +50,9 @@ class Difficulty:
         min_columns: fewest columns.
         styles: False gives plain ASCII words in bare tags (``<th>`` in a header row) on one line; True gives every
             style of `render`.
+        drill: for training only: many more invented words, made of pieces of known words as well. A tokenizer has
+            pieces such as ``Den`` (of Denver) that a normal table shows alone once in a hundred thousand words; a model
+            that has seen them alone can copy them.
     """
 
     max_rows: int = 4
@@ -41,6 +60,7 @@ class Difficulty:
     min_rows: int = 1
     min_columns: int = 1
     styles: bool = True
+    drill: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that no table has."""
@@ -53,16 +73,19 @@ class Difficulty:
 
     @classmethod
     def parse(cls, text: str) -> Difficulty:
-        """Read ``"6x5"`` (up to 6 rows, 5 columns, all styles) or ``"2x2-plain"``.
+        """Read ``"6x5"`` (up to 6 rows, 5 columns, all styles), ``"2x2-plain"`` or ``"6x5-drill"``.
 
         Raises:
             ValueError: the text is of another form.
         """
         size, _, style = text.partition("-")
         rows, x, columns = size.partition("x")
-        if not (x and rows.isdecimal() and columns.isdecimal()) or style not in ("", "plain"):
-            raise ValueError(f"difficulty {text!r} is not of the form ROWSxCOLUMNS or ROWSxCOLUMNS-plain, such as 4x4")
-        return cls(max_rows=int(rows), max_columns=int(columns), styles=style == "")
+        if not (x and rows.isdecimal() and columns.isdecimal()) or style not in ("", "plain", "drill"):
+            raise ValueError(
+                f"difficulty {text!r} is not of the form ROWSxCOLUMNS, ROWSxCOLUMNS-plain or ROWSxCOLUMNS-drill, "
+                "such as 4x4"
+            )
+        return cls(int(rows), int(columns), styles=style != "plain", drill=style == "drill")
 
 
 def draw_table(rng: SplitMix, difficulty: Difficulty) -> tuple[list[list[str]], bool]:
@@ -85,12 +108,12 @@ def draw_table(rng: SplitMix, difficulty: Difficulty) -> tuple[list[list[str]], 
     while len(rows) < n_rows:
         rows.append(
             [
-                "" if rng.chance(empty_percent) else cell_text(rng, kind, form, difficulty.styles)
+                "" if rng.chance(empty_percent) else cell_text(rng, kind, form, difficulty.styles, difficulty.drill)
                 for kind, form in zip(kinds, forms, strict=True)
             ]
         )
     if not any(any(row) for row in rows):
-        rows[0][0] = cell_text(rng, kinds[0], forms[0], difficulty.styles)  # a table says something
+        rows[0][0] = cell_text(rng, kinds[0], forms[0], difficulty.styles, difficulty.drill)  # a table says something
     return rows, has_header
 
 
@@ -99,8 +122,11 @@ def _size(rng: SplitMix, low: int, high: int) -> int:
     return max(rng.between(low, high), rng.between(low, high))
 
 
-def cell_text(rng: SplitMix, kind: str, form: int, rich: bool) -> str:
+def cell_text(rng: SplitMix, kind: str, form: int, rich: bool, drill: bool = False) -> str:
     """One cell of a column of ``kind``, written in the column's ``form`` (0 to 2)."""
+    if drill and kind in ("name", "city", "thing", "status", "note") and rng.chance(60):
+        word = drill_word(rng)
+        return word.capitalize() if kind in ("name", "city") or rng.chance(20) else word
     match kind:
         case "name":
             first, last = rng.pick(words.FIRST_NAMES), _last_name(rng)
@@ -159,6 +185,20 @@ def invented_word(rng: SplitMix) -> str:
     return "".join(
         rng.pick(words.ONSETS) + rng.pick(words.VOWELS) + rng.pick(words.CODAS) for _ in range(rng.between(2, 3))
     )
+
+
+def drill_word(rng: SplitMix) -> str:
+    """A word of two or three parts, each a syllable or a piece of a known word."""
+    parts = []
+    for _ in range(rng.between(2, 3)):
+        if rng.chance(30):
+            parts.append(rng.pick(words.ONSETS) + rng.pick(words.VOWELS))
+        else:
+            word = rng.pick(_KNOWN)
+            # Beginnings above all: a capital letter is in a piece that begins a word.
+            start = 0 if not parts and rng.chance(60) else rng.below(len(word) - 1)
+            parts.append(word[start : start + rng.between(2, 6)])
+    return "".join(parts)
 
 
 def _header(rng: SplitMix, kind: str) -> str:

@@ -56,6 +56,20 @@ def test_invented_words_are_many() -> None:
     assert len({invented_word(rng) for _ in range(1000)}) > 950
 
 
+def test_drill_words_show_pieces_of_known_words() -> None:
+    """Many more words than usual that nobody has seen, among them beginnings of known ones in another word."""
+    seen: dict[bool, set[str]] = {}
+    for drill in (False, True):
+        rng = SplitMix("drill")
+        tables = [draw_table(rng, Difficulty(6, 5, drill=drill))[0] for _ in range(1000)]
+        seen[drill] = {
+            word for rows in tables for row in rows for cell in row for word in cell.split() if word.isalpha()
+        }
+    assert len(seen[True]) > 2 * len(seen[False])
+    new = seen[True] - seen[False]
+    assert sum(word.startswith(("Den", "Jam", "Man", "Par")) for word in new) > 10
+
+
 def test_tables_have_headers_empty_cells_and_never_say_nothing() -> None:
     rng = SplitMix("tables")
     headers = empty = cells = 0
@@ -79,6 +93,7 @@ def test_tables_have_headers_empty_cells_and_never_say_nothing() -> None:
         ("6x5", Difficulty(6, 5)),
         ("12x1", Difficulty(12, 1)),
         ("2x2-plain", Difficulty(2, 2, styles=False)),
+        ("6x5-drill", Difficulty(6, 5, drill=True)),
     ],
 )
 def test_difficulties_are_read(text: str, expected: Difficulty) -> None:

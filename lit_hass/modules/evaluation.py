@@ -1,0 +1,164 @@
+"""The main job: every question answered with the draft and without it, in turn, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lit_hass.data.question_datamodule import QuestionBatch
+from lit_hass.decoding import AutoregressiveDecoder, Decoder, SamplingConfig, SpeculativeDecoder, TreeConfig
+from lit_hass.decoding.divergence import first_divergence, top_two_gap
+from lit_hass.errors import UserError
+from lit_hass.models import load_draft
+from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
+from lit_hass.modules.generation import GenerationModule
+
+#: What is compared, by the names of the run folder's parts.
+BASELINE, HASS = "baseline", "hass"
+
+
+@dataclass
+class EvaluationOutcome:
+    """What both methods made of one question.
+
+    Attributes:
+        parts: outcome by method.
+    """
+
+    parts: dict[str, QuestionOutcome]
+
+    def to(self, device: object) -> EvaluationOutcome:
+        """Stay as it is; see `QuestionOutcome.to`."""
+        return self
+
+
+class EvaluationModule(GenerationModule):
+    """Answer questions with a base alone and with its draft, under equal conditions.
+
+    Both methods share the base's weights, its hand-written forward where there is one, processors, stop tokens and
+    noise. For each batch both run in turn, ``repeats`` times, and who begins alternates: what else the machine does
+    hits both alike. Of a turn's repeats the one with the median wall time is recorded, with the seconds of all.
+
+    Args:
+        base: see `GenerationModule`.
+        draft: likewise; needed here.
+        tree: likewise.
+        sampling: of both methods.
+        max_new_tokens: likewise.
+        dtype: likewise.
+        device_map: likewise.
+        extra_stop_ids: likewise.
+        seed: likewise.
+        warmup: generations of the first question by each method before the run, not recorded.
+        repeats: how often each method answers each question.
+        strip_answers: see `GenerationModule`.
+        model_id: likewise.
+    """
+
+    #: Names of the parts that `predict_step` returns; each is written into a folder of its own.
+    methods = (BASELINE, HASS)
+
+    def __init__(
+        self,
+        base: str = "html_to_tsv",
+        draft: str = "html_to_tsv",
+        tree: TreeConfig = TreeConfig(),
+        sampling: SamplingConfig = SamplingConfig(),
+        max_new_tokens: int = 512,
+        dtype: str = "auto",
+        device_map: str | None = None,
+        extra_stop_ids: list[int] | None = None,
+        seed: int = 0,
+        warmup: int = 1,
+        repeats: int = 3,
+        strip_answers: bool = True,
+        model_id: str | None = None,
+    ) -> None:
+        """See the class."""
+        if not draft:
+            raise UserError("model.draft is needed to compare a base with its draft; predict answers without one")
+        if repeats < 1:
+            raise UserError(f"model.repeats must be at least 1, found {repeats}")
+        super().__init__(
+            base, draft, tree, sampling, max_new_tokens, dtype, device_map, extra_stop_ids, seed, warmup, strip_answers,
+            model_id or base.rstrip("/").rsplit("/", 1)[-1],
+        )  # fmt: skip
+        self.repeats = repeats
+        self._decoders: dict[str, Decoder] = {}
+        self._begins = 0
+
+    def _make_decoders(self, model: PreTrainedModel) -> None:
+        assert self.draft is not None
+        hass = SpeculativeDecoder(model, load_draft(self.draft, model), self.tree)
+        self._decoders = {BASELINE: AutoregressiveDecoder(model), HASS: hass}
+        self.decoder = hass
+
+    def predict_step(self, batch: QuestionBatch, batch_idx: int) -> list[EvaluationOutcome]:  # type: ignore[override]
+        """Answer a batch of questions with both methods; a question fails for each by itself."""
+        if not batch.questions:
+            return []
+        if not self._warm:
+            for decoder in self._decoders.values():
+                self.decoder = decoder
+                self._warm_up(batch)
+        runs: dict[str, list[list[QuestionOutcome]]] = {method: [] for method in self.methods}
+        for _ in range(self.repeats):
+            order = self.methods if self._begins % 2 == 0 else self.methods[::-1]
+            self._begins += 1
+            for method in order:
+                self.decoder = self._decoders[method]
+                runs[method].append(self._run(batch))
+        parts = {method: [_median(tries) for tries in zip(*runs[method], strict=True)] for method in self.methods}
+        for baseline, hass in zip(parts[BASELINE], parts[HASS], strict=True):
+            self._measure_gaps(batch, baseline, hass)
+        return [
+            EvaluationOutcome(dict(zip(self.methods, outcomes, strict=True)))
+            for outcomes in zip(*(parts[method] for method in self.methods), strict=True)
+        ]
+
+    def _measure_gaps(self, batch: QuestionBatch, baseline: QuestionOutcome, hass: QuestionOutcome) -> None:
+        """Where answers part, note how far the base's best token is ahead of the second there."""
+        forward = self._decoders[BASELINE].forward
+        for ours, theirs in zip(hass.choices, baseline.choices, strict=False):
+            for turn, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+                place = first_divergence(our.generation.output_ids, their.generation.output_ids)
+                if place is None:
+                    continue
+                history = [earlier.text for earlier in ours[:turn]]
+                if history != [earlier.text for earlier in theirs[:turn]]:
+                    continue  # they answer different prompts since an earlier turn
+                prompt = batch.prompting.encode(hass.question.turns[: turn + 1], history)
+                ids = torch.cat((prompt, our.generation.output_ids[:place]))
+                our.divergence_gap = their.divergence_gap = top_two_gap(forward, ids, self.sampling, our.seed)
+
+    def resume_settings(self, method: str | None = None) -> dict[str, Any]:
+        """What decides the answers of one method; see `GenerationModule.resume_settings`."""
+        settings = super().resume_settings()
+        return {**settings, "draft": None, "tree": None} if method == BASELINE else settings
+
+    def model_name(self, method: str) -> str:
+        """``model_id`` of one method's answers."""
+        return self.model_id if method == BASELINE else f"{self.model_id}-hass"
+
+
+def _median(tries: Sequence[QuestionOutcome]) -> QuestionOutcome:
+    """Of several runs of one question, the turns with the median wall time, each with the seconds of all runs."""
+    failed = next((outcome for outcome in tries if outcome.error is not None), None)
+    if failed is not None:
+        return failed
+    choices = [
+        [_median_turn(repeats) for repeats in zip(*(outcome.choices[index] for outcome in tries), strict=True)]
+        for index in range(len(tries[0].choices))
+    ]
+    peaks = [outcome.peak_memory for outcome in tries if outcome.peak_memory is not None]
+    return replace(tries[0], choices=choices, peak_memory=max(peaks, default=None))
+
+
+def _median_turn(repeats: Sequence[TurnOutcome]) -> TurnOutcome:
+    seconds = [turn.generation.prefill_seconds + turn.generation.decode_seconds for turn in repeats]
+    middle = sorted(range(len(seconds)), key=seconds.__getitem__)[(len(seconds) - 1) // 2]
+    return replace(repeats[middle], wall_times=seconds)

@@ -1,0 +1,61 @@
+"""``lit-hass compare``: two runs of the same questions, side by side. Needs neither torch nor Lightning."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lit_hass.errors import EXIT_FAILED, EXIT_OK
+from lit_hass.records import ensure_writable
+from lit_hass.reports.comparison import compare_runs
+from lit_hass.reports.comparison_files import write_comparison
+from lit_hass.reports.comparison_view import print_comparison
+
+log = logging.getLogger(__name__)
+
+
+def compare(args: list[str]) -> int:
+    """Run the verb with its arguments.
+
+    Returns:
+        the exit status: 1 where the second run had to give the baseline's tokens and did not.
+
+    Raises:
+        UserError: the arguments or the runs cannot be used, or the pair is unfair.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lit-hass compare",
+        description="Compare a run with a draft to one without: speedup with its uncertainty, acceptance length, exact "
+        "match, and whether the tokens are the same. Pairs that differ in more than the draft are refused.",
+        epilog="exit status: 0 done; 1 the second run lost tokens that had to be the baseline's; 2 the runs cannot be "
+        "compared",
+    )
+    parser.add_argument("baseline", metavar="BASELINE_RUN", help="folder of the run without a draft, or an answer file")
+    parser.add_argument("hass", metavar="HASS_RUN", help="folder of the run with a draft, or an answer file")
+    parser.add_argument("--out", help="folder for the report (default: HASS_RUN/comparison)")
+    parser.add_argument(
+        "--allow-differences", action="store_true", help="compare an unfair pair too, and print what differs"
+    )
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    options = parser.parse_args(args)
+    comparison = compare_runs(
+        options.baseline, options.hass, options.allow_differences, options.resamples, options.seed
+    )
+    hass = Path(options.hass)
+    out = Path(options.out) if options.out else (hass if hass.is_dir() else hass.parent) / "comparison"
+    write_comparison(ensure_writable(out), comparison)
+    console = Console()
+    with console.capture() as text:
+        print_comparison(comparison, console)
+    sys.stdout.write(text.get())
+    sys.stdout.flush()
+    log.info("wrote comparison.json, comparison.md, comparison.png and report.html into %s", out)
+    if comparison["lossless"] is False:
+        log.error("the second run is not lossless")
+        return EXIT_FAILED
+    return EXIT_OK

@@ -1,0 +1,102 @@
+"""What a reader of a comparison must know beside its figures, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lit_hass.reports.comparison_fairness import is_greedy
+from lit_hass.reports.comparison_run import PRESETS, ComparedRun
+
+#: Below this the percentile bootstrap is clearly too sure of itself.
+_FEW_QUESTIONS = 10
+_WHY_NOT_ORIGINAL = (
+    "its repetition penalty of {repetition_penalty} and its ban of repeated n-grams of {no_repeat_ngram_size} also see "
+    "the prompt, so every token of the question is made less likely, and the answer may not copy even a trigram of it: "
+    "such a model answers otherwise, in other lengths, and mostly fails where the task is to copy. It is here for "
+    "parity with results of the original scripts, not as an opponent on equal terms"
+)
+
+
+def lossless(
+    baseline: ComparedRun, hass: ComparedRun, same_distribution: bool | None, agreement: dict[str, Any]
+) -> tuple[bool | None, str | None]:
+    """Whether the second run gave the baseline's own tokens, where it had to.
+
+    It has to in float32 (or float64), on the same kind of device, with equal settings, greedy or with equal seeds: the
+    noise of sampling is keyed by seed and position.
+
+    Returns:
+        The verdict, None where none can be given; then also why.
+    """
+    if same_distribution is not True:
+        return None, "the settings differ or are unknown"
+    if agreement["turns"] == 0:
+        return None, "the answers' tokens are not in the files"
+    if baseline.dtype in (None, "auto"):
+        return None, "nobody wrote down which dtype the weights had"
+    if baseline.dtype not in ("float32", "float64"):
+        return None, f"in {baseline.dtype} rounding turns near-ties, so equal tokens are not to be expected"
+    if (baseline.settings or {}).get("device") != (hass.settings or {}).get("device"):
+        return None, "the runs were made on different kinds of device, which round differently"
+    if not is_greedy(baseline) and baseline.model.get("seed") != hass.model.get("seed"):
+        return None, "the answers were sampled with different seeds"
+    if agreement["identical_turns"] < agreement["turns"]:
+        return False, None
+    if agreement["turns_without_tokens"]:
+        return None, "the tokens of some answers are not in the files"
+    return True, None
+
+
+def notes(
+    baseline: ComparedRun,
+    hass: ComparedRun,
+    comparison: dict[str, Any],
+    unknown_loss: str | None,
+) -> Iterable[str]:
+    """Warn of what would mislead; ``comparison`` is all but finished."""
+    for run, name in ((baseline, "baseline"), (hass, "second run")):
+        if run.preset is not None and not (baseline.preset == hass.preset):
+            why = _WHY_NOT_ORIGINAL.format(**PRESETS[run.preset])
+            yield f'the {name} decodes with the preset "{run.preset}", which is not like for like: {why}.'
+    if comparison["lossless"] is False:
+        agreement = comparison["agreement"]
+        differing = agreement["turns"] - agreement["identical_turns"]
+        yield (
+            f"NOT LOSSLESS: {differing} of {agreement['turns']} answers differ from the baseline's, though both runs "
+            "decode in full precision with the same settings. The speedup is not that of the same model."
+        )
+    elif unknown_loss is not None:
+        yield f"no verdict on losslessness: {unknown_loss}."
+    if baseline.drafts and not hass.drafts:
+        yield "the first run has a draft and the second has none; the baseline comes first. Are they swapped?"
+    if hass.drafts and (hass.model.get("tree") or {}).get("trim"):
+        yield (
+            "trees are trimmed (tree.trim): an answer's last step drafts no more than the answer can use, and yet "
+            "counts as a whole step, so that all acceptance figures are lower than by the published convention."
+        )
+    break_even = comparison["cost_model"]
+    if hass.nodes_per_step == 0:
+        yield "the second run's trees are of one token (tree.total_tokens 1), so nothing is drafted: no speedup is due."
+    elif break_even["tau"] < break_even["tau_break_even"]:
+        lengths = f"{break_even['tau']:.2f} is below what pays ({break_even['tau_break_even']:.2f})"
+        yield (
+            f"the acceptance length of {lengths}: drafting costs more than it saves here. Try a smaller tree, or look "
+            "whether template, dtype and settings are those the draft was trained for."
+        )
+    for run, name in ((baseline, "baseline"), (hass, "second run")):
+        if run.dtype in ("float16", "bfloat16") and (run.settings or {}).get("device") == "cpu":
+            yield f"the {name} ran in {run.dtype} on a CPU, where half precision is slow; its speed says little."
+    if not comparison["speed"]["repeats"] and baseline.path.parent != hass.path.parent:
+        yield (
+            "the runs were not made in turn, so what else the machine did may have hit one of them alone; "
+            "lit-hass evaluate interleaves both methods."
+        )
+    rows = {run.batch_rows or 1 for run in (baseline, hass)}
+    if rows != {1}:
+        yield f"up to {max(rows)} answers were decoded together; an answer's seconds are its share of its batch's."
+    if comparison["joined"]["questions"] < _FEW_QUESTIONS:
+        yield f"{comparison['joined']['questions']} questions are few; an interval from so few tends to be too narrow."
+    if comparison["undefined"]:
+        said = "; ".join(f"{reason}: {count}" for reason, count in comparison["undefined"].items())
+        yield f"left out or undefined: {said}."

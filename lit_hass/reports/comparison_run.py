@@ -1,0 +1,189 @@
+"""A run as the comparison reads it: its answers, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_hass.errors import UserError
+from lit_hass.pretrained import questions_file
+from lit_hass.records import (
+    QuestionId,
+    RunFolder,
+    is_failed,
+    questions_digest,
+    read_answers,
+    read_key,
+    read_questions,
+)
+
+#: The penalties of the original scripts' baseline, by the name that parity with their results goes by.
+PRESETS = {"original": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3}}
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What is on disk of a run.
+
+    Attributes:
+        path: its folder, or the answer file alone (as the original scripts leave it).
+        answers: its answer lines.
+        settings: what decides the answers (``run_key.json``); None where nobody wrote it down.
+        statistics: its ``statistics.json``; None where there is none.
+        finished: whether the answers were merged and no unfinished resume lies beside them.
+    """
+
+    path: Path
+    answers: list[dict[str, Any]]
+    settings: dict[str, Any] | None = None
+    statistics: dict[str, Any] | None = None
+    finished: bool = True
+    answered: dict[QuestionId, dict[str, Any]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Index the answers that are there."""
+        found = {answer["question_id"]: answer for answer in self.answers if not is_failed(answer)}
+        object.__setattr__(self, "answered", found)
+
+    @property
+    def failed(self) -> list[QuestionId]:
+        """The questions without an answer."""
+        return [answer["question_id"] for answer in self.answers if is_failed(answer)]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's settings; empty where they are unknown."""
+        return (self.settings or {}).get("model", {})
+
+    @property
+    def environment(self) -> dict[str, Any] | None:
+        """Machine and versions; None where they are unknown."""
+        return (self.statistics or {}).get("environment")
+
+    @property
+    def dtype(self) -> str | None:
+        """The weights' dtype by its full name; None where it is unknown."""
+        name = self.model.get("dtype")
+        if name is None:
+            return None
+        if name == "auto":
+            # On a GPU it is the checkpoint's own, which nobody wrote down.
+            return "float32" if (self.settings or {}).get("device") == "cpu" else "auto"
+        short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+        return short.get(name, str(name).removeprefix("torch."))
+
+    @property
+    def batch_rows(self) -> int | None:
+        """The most turns decoded together; None where nobody wrote it down."""
+        rows = [n for answer in self.answered.values() for c in answer["choices"] for n in c.get("batch_rows", ()) if n]
+        return max(rows, default=None)
+
+    @property
+    def nodes_per_step(self) -> int | None:
+        """Drafted nodes of a tree, the root not counted; None where unknown."""
+        tree = self.model.get("tree") or {}
+        size, depth, top_k = (tree.get(name) for name in ("total_tokens", "depth", "top_k"))
+        if isinstance(size, int) and size >= 1 and depth is not None and top_k is not None:
+            # More nodes than there are candidates cannot be had.
+            return min(size - 1, top_k + depth * top_k * top_k)
+        return ((self.statistics or {}).get("acceptance") or {}).get("nodes_per_step")
+
+    @property
+    def preset(self) -> str | None:
+        """The name of its penalties, where they have one."""
+        return next((n for n, p in PRESETS.items() if p.items() <= self.model.items()), None)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether anything was drafted."""
+        return any(choice.get("accept_length") for answer in self.answered.values() for choice in answer["choices"])
+
+
+def read_run(path: str | os.PathLike[str]) -> ComparedRun:
+    """Read a run folder, or an answer file alone.
+
+    Raises:
+        UserError: there is none, it is not merged yet, or one of its files is broken; names the file.
+    """
+    path = Path(path)
+    if path.is_file():
+        return ComparedRun(path, _unambiguous(path, read_answers(path)))
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or answer file")
+    folder = RunFolder(path)
+    answers = _unambiguous(folder.answers, folder.read_answers())
+    key = read_key(path)
+    return ComparedRun(
+        path, answers, None if key is None else dict(key.settings), _read_statistics(folder), folder.is_finished
+    )
+
+
+def _unambiguous(path: Path, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for answer in answers:
+        indices = [choice["index"] for choice in answer["choices"]]
+        if len(set(indices)) < len(indices):
+            raise UserError(f"{path}: question {answer['question_id']!r} has two choices of the same index")
+    return answers
+
+
+def _read_statistics(folder: RunFolder) -> dict[str, Any] | None:
+    if not folder.statistics.exists():
+        return None
+    try:
+        statistics = json.loads(folder.statistics.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.statistics}: cannot be read: {error}") from error
+    if not isinstance(statistics, dict):
+        raise UserError(f"{folder.statistics}: a JSON object is expected")
+    return statistics
+
+
+def read_categories(runs: Sequence[ComparedRun]) -> tuple[dict[QuestionId, str], str | None]:
+    """Find the questions' categories: in the question file that a run's ``config.yaml`` names, else in the answers.
+
+    The file must still hold the questions that were asked (``run_key.json`` has their hash).
+
+    Returns:
+        Question id -> category, and where they come from (None where nobody says).
+    """
+    for run in runs:
+        found = _from_question_file(run)
+        if found is not None:
+            return found
+    own = {
+        answer["question_id"]: answer["category"]
+        for run in runs
+        for answer in run.answers
+        if isinstance(answer.get("category"), str)
+    }
+    return own, "the answers" if own else None
+
+
+def _from_question_file(run: ComparedRun) -> tuple[dict[QuestionId, str], str] | None:
+    path = RunFolder(run.path).config
+    asked = (run.settings or {}).get("data", {}).get("questions")
+    if asked is None or not path.is_file():
+        return None
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    name = data.get("init_args", data).get("questions") if isinstance(data, dict) else None
+    try:
+        file = questions_file(str(name))
+        questions = {question.question_id: question for question in read_questions(file)}
+    except UserError:
+        return None  # moved, or named relative to another folder; the comparison says that nobody knows
+    if not all(answer["question_id"] in questions for answer in run.answers):
+        return None
+    selected = [questions[answer["question_id"]] for answer in run.answers]
+    if questions_digest(selected) != asked:
+        return None
+    return {q.question_id: q.category for q in selected if q.category is not None}, str(name)
