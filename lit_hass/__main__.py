@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from lit_hass import __version__
 from lit_hass.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, RunError, UserError
+from lit_hass.interrupt import interruptible
 from lit_hass.logs import configure_logging
 
 _HELP = """\
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, verbosity, debug = _common_options(list(sys.argv[1:] if argv is None else argv))
     configure_logging(verbosity)
     try:
-        return _dispatch(args)
+        with interruptible():
+            return _dispatch(args)
     except (UserError, RunError) as error:
         if debug:
             raise
