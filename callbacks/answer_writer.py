@@ -201,7 +201,13 @@ def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
         ChoiceRecord.from_turns(index, [_turn(turn, i, question.reference) for i, turn in enumerate(turns)])
         for index, turns in enumerate(outcome.choices)
     ]
-    return AnswerRecord(question.question_id, model_id, choices, peak_memory=outcome.peak_memory).to_dict()
+    return AnswerRecord(
+        question.question_id,
+        model_id,
+        choices,
+        peak_memory=outcome.peak_memory,
+        collected_features=outcome.collected_features,
+    ).to_dict()
 
 
 def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord:

@@ -200,6 +200,8 @@ def _print_table(statistics: dict[str, Any]) -> None:
     both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
     each = f", each of {statistics['devices']} processes" if statistics["devices"] > 1 else ""
     table.add_row("tokens per second", both + each)
+    if statistics["collected_features"]:
+        table.add_row("", "while features were collected: no measure of the decoder's speed")
     acceptance = statistics["acceptance"]
     if acceptance is not None:
         first = f"{acceptance['by_depth'][0]:.0%} of the first drafted tokens accepted"

@@ -26,18 +26,32 @@ class TokenState(IntEnum):
 
 @dataclass
 class TokenFeatures:
-    """The base's features of one sequence, each paired with the token that follows it.
+    """The features of one sequence that decoding computed anyway, on the model's device.
 
     Attributes:
-        features: ``[n, d]`` in the model's dtype and on its device: hidden states after the final norm, the vectors
-            that the output layer reads.
-        token_ids: ``[n]`` int64, the token after each feature's own position.
-        states: ``[n]`` int64 codes of `TokenState`, of that same token.
+        features: ``[n, d]`` in the model's dtype: the base's hidden states after the final norm, the vectors that the
+            output layer reads, one for each token of prompt and answer but the last.
+        token_ids: ``[n]`` int64, the token after each feature's own position: its class in collapse metrics.
+        states: ``[n]`` int64 codes of `TokenState`: how the token at the feature's own position came to be there.
+        rejected: ``[m, d]``, the base's features at the nodes of draft trees that it verified and dropped. No token was
+            committed behind them, so they have no class.
+        draft_features: ``[k, d]``, the draft's predictions of the base's features, those from which a token was
+            proposed and accepted.
+        draft_rows: ``[k]`` int64, the row of ``features`` that each of them predicts.
     """
 
     features: Tensor
     token_ids: Tensor
     states: Tensor
+    rejected: Tensor
+    draft_features: Tensor
+    draft_rows: Tensor
+
+    @classmethod
+    def without_draft(cls, features: Tensor, token_ids: Tensor, states: Tensor) -> "TokenFeatures":
+        """The features of a sequence for which nothing was drafted."""
+        none = features[:0]
+        return cls(features, token_ids, states, none, none, token_ids[:0])
 
 
 @dataclass

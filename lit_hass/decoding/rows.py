@@ -30,6 +30,9 @@ class Row:
         accept_lengths: Accepted draft tokens per step.
         steps: Forwards of the base; without the prompt's where a draft is used.
         hidden: The base's features of prompt and answer, where they are collected.
+        rejected: Those of draft nodes that it dropped, likewise.
+        drafted: The draft's predictions behind accepted tokens, likewise.
+        drafted_rows: The rows of ``hidden`` that these predict.
         seconds: Until the first token, and from then on.
         draft_seconds: Of the draft's pass over the prompt.
         batch: Rows of its batch, and seconds.
@@ -44,6 +47,9 @@ class Row:
     accept_lengths: list[int] = field(default_factory=list)
     steps: int = 0
     hidden: list[Tensor] = field(default_factory=list)
+    rejected: list[Tensor] = field(default_factory=list)
+    drafted: list[Tensor] = field(default_factory=list)
+    drafted_rows: list[int] = field(default_factory=list)
     seconds: tuple[float, float] = (0.0, 0.0)
     draft_seconds: float = 0.0
     batch: tuple[int, float] = (1, 0.0)
@@ -92,8 +98,7 @@ class Decoder(ABC):
             sampling: How tokens are chosen.
             stop_ids: The first of these ends an answer, as its last token. Those inside a prompt do not count.
             seeds: One per prompt, for sampling; None means 0, 1, 2, ...
-            collect_features: Return the features that decoding computes anyway: one for every token of prompt and
-                answer but the last, each with the token that follows it.
+            collect_features: Return the features that decoding computes anyway, see `TokenFeatures`.
 
         Returns:
             One `Generation` per prompt, in order. The times of a batch's rows all begin with the batch; a model for
@@ -202,8 +207,18 @@ def _features(row: Row) -> TokenFeatures | None:
     if not row.hidden:
         return None
     token_ids = torch.cat((row.prompt[1:], torch.tensor(row.tokens, dtype=torch.long)))
-    states = torch.tensor([TokenState.PROMPT] * (len(row.prompt) - 1) + row.states)
+    states = torch.tensor([TokenState.PROMPT] * len(row.prompt) + row.states[:-1])
     # Cut, because the last step of a draft may go beyond the end; and copied outside of inference mode, so that the
     # caller may compute gradients through what reads them.
     features = torch.cat(row.hidden)[: len(token_ids)].clone()
-    return TokenFeatures(features, token_ids.to(features.device), states.to(features.device))
+    none, device = features[:0], features.device
+    # The last row predicts the last token, so that nothing was predicted from a row behind it either.
+    drafted_rows = [index for index in row.drafted_rows if index < len(token_ids)]
+    return TokenFeatures(
+        features,
+        token_ids.to(device),
+        states.to(device),
+        rejected=torch.cat((none, *row.rejected)).clone(),
+        draft_features=torch.cat((none, *row.drafted))[: len(drafted_rows)].clone(),
+        draft_rows=torch.tensor(drafted_rows, dtype=torch.long, device=device),
+    )

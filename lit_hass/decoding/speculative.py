@@ -163,8 +163,7 @@ class SpeculativeBatch(RowBatch):
         if self.prefixes is not None:
             self._remember(tree, path, starts, lengths)
         if self.collect:
-            for row, states, count in zip(rows, verified, lengths, strict=True):
-                row.hidden.append(states[:count])
+            self._collect(tree, path, hidden, verified, lengths)
         forward.keep(None if tree.chain else path, lengths, self._cache)
         self._roots = tokens.gather(1, counts[:, None] - 1)[:, 0]
         self._news = (tokens, verified, lengths)
@@ -179,9 +178,17 @@ class SpeculativeBatch(RowBatch):
         else:
             tokens, features, counts = self._news
             feature = self._draft.feed(tokens, features, counts, self._draft_cache)
-        trimmed = (self.stop, max(self._rooms())) if self._tree.trim else ()
+        trims = self._tree.trim
         return grow_tree(
-            self._draft, self.forward.logits, self._draft_cache, feature, self._roots, self._tree, *trimmed
+            self._draft,
+            self.forward.logits,
+            self._draft_cache,
+            feature,
+            self._roots,
+            self._tree,
+            stop=self.stop if trims else (),
+            room=max(self._rooms()) if trims else None,
+            collect=self.collect,
         )
 
     def _rooms(self) -> list[int]:
@@ -214,6 +221,21 @@ class SpeculativeBatch(RowBatch):
         """The base's token ``[B, T]`` behind each node."""
         logits = self.forward.logits(hidden)
         return choose_at_nodes(logits, tree, starts, self.prefixes, self._noise, lengths, self.sampling)
+
+    def _collect(self, tree: DraftTree, path: Tensor, hidden: Tensor, verified: Tensor, lengths: list[int]) -> None:
+        """Keep copies of the rows' features: a view would keep the whole tree's alive."""
+        on_path = torch.zeros_like(tree.tokens, dtype=torch.bool)
+        inside = torch.arange(path.shape[1], device=path.device) < torch.tensor(lengths, device=path.device)[:, None]
+        on_path.scatter_(1, torch.where(inside, path, 0), True)
+        dropped = ~on_path & (tree.tokens != NEVER)
+        dropped[:, 0] = False
+        for index, (row, count) in enumerate(zip(self.rows, lengths, strict=True)):
+            row.hidden.append(verified[index, :count].clone())
+            row.rejected.append(hidden[index, dropped[index]])
+            if tree.features is not None:
+                row.drafted.append(tree.features[index, path[index, 1:count]].to(hidden.device))
+                start = int(self._cache.lengths[index])
+                row.drafted_rows += range(start, start + count - 1)
 
     def _remember(self, tree: DraftTree, path: Tensor, starts: Tensor, lengths: list[int]) -> None:
         """Write the committed tokens into the rows' prefixes."""

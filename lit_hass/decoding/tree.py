@@ -32,6 +32,8 @@ class DraftTree:
         broken: ``[B]`` bool: the draft gave NaN, so that the tree means nothing (verification stays exact); None where
             nothing was drafted.
         chain: Whether node i + 1 hangs on node i in all trees, so that every path begins with the first nodes.
+        features: ``[B, T, H]``, where asked for: the draft's prediction of the feature of each node's parent, from
+            which it proposed the node; the root's row means nothing.
     """
 
     tokens: Tensor
@@ -41,6 +43,7 @@ class DraftTree:
     levels: int
     broken: Tensor | None = None
     chain: bool = False
+    features: Tensor | None = None
 
 
 def root_only(roots: Tensor) -> DraftTree:
@@ -59,6 +62,7 @@ def grow_tree(
     config: TreeConfig,
     stop: Collection[int] = (),
     room: int | None = None,
+    collect: bool = False,
 ) -> DraftTree:
     """Draft a tree behind each root.
 
@@ -71,6 +75,7 @@ def grow_tree(
         config: The tree's sizes; ``total_tokens`` is not -1 here.
         stop: Tokens behind which nothing is needed: a chain on a CPU ends when all rows have drafted one.
         room: Draft tokens that may be needed at most; a chain grows no longer. None is no limit.
+        collect: Whether the draft's features are wanted.
 
     Returns:
         The trees; ``T = min(total_tokens, candidates + 1)``, or less for a chain that ends early.
@@ -79,8 +84,8 @@ def grow_tree(
         return root_only(roots)
     if config.top_k == 1:
         nodes = config.nodes if room is None else min(room, config.nodes)
-        return _chain(draft, head, cache, feature, roots, nodes, frozenset(stop))
-    return _tree(draft, head, cache, feature, roots, config)
+        return _chain(draft, head, cache, feature, roots, nodes, frozenset(stop), collect)
+    return _tree(draft, head, cache, feature, roots, config, collect)
 
 
 def _chain(
@@ -91,10 +96,12 @@ def _chain(
     roots: Tensor,
     nodes: int,
     stop: frozenset[int],
+    collect: bool,
 ) -> DraftTree:
     """The tree of ``top_k = 1``, for which no scores are needed: a prefix of the chain is always the best."""
     tokens, hidden = [roots], feature[:, None]
     batch = roots.shape[0]
+    features = [hidden, hidden]
     # Only a CPU can be asked for a token without waiting for it.
     running = set(range(batch)) if stop and roots.device.type == "cpu" else None
     while True:
@@ -105,6 +112,8 @@ def _chain(
         if len(tokens) > nodes or running is not None and not running:
             break
         hidden = draft.extend(token[:, None], hidden, cache, len(tokens) - 2)
+        if collect:
+            features.append(hidden)
     parents, depths, visible = _chain_shape(len(tokens), roots.device)
     # A NaN stays in all features behind it, and so in the last logits.
     return DraftTree(
@@ -115,6 +124,7 @@ def _chain(
         len(tokens) - 1,
         best.isnan(),
         chain=True,
+        features=torch.cat(features, dim=1) if collect else None,
     )
 
 
@@ -133,6 +143,7 @@ def _tree(
     feature: Tensor,
     roots: Tensor,
     config: TreeConfig,
+    collect: bool,
 ) -> DraftTree:
     device, batch, k = roots.device, len(roots), config.top_k
     scores, tokens = _best(head(feature), k)  # [B, K] each
@@ -141,8 +152,12 @@ def _tree(
     flat = torch.arange(k, device=device).expand(batch, -1)  # the beam's numbers among all candidates
     all_scores, all_tokens = [scores], [tokens]
     all_parents = [torch.full_like(flat, -1)]
+    numbers, features = [torch.full_like(flat[:, :1], -1)], [feature[:, None]]  # of the nodes continued so far
     for step in range(config.depth):
         hidden = draft.extend(tokens, hidden, cache, step * k, (cache.starts[:, None] + step).expand(-1, k), seen)
+        if collect:
+            numbers.append(flat)
+            features.append(hidden)
         gained, following = _best(head(hidden), k)  # [B, K, K]
         candidates = (scores[..., None] + gained).flatten(1)
         all_scores.append(candidates)
@@ -171,7 +186,15 @@ def _tree(
         _ancestors(parents, config.depth + 1),
         config.depth + 1,
         every_score.isnan().any(dim=-1),
+        features=_parent_features(parent, torch.cat(numbers, 1), torch.cat(features, 1)) if collect else None,
     )
+
+
+def _parent_features(parent: Tensor, numbers: Tensor, features: Tensor) -> Tensor:
+    """``[B, 1 + N, H]``: the ``features`` ``[B, M, H]`` whose ``numbers`` ``[B, M]`` are the parents ``[B, N]``."""
+    index = (parent[..., None] == numbers[:, None]).long().argmax(dim=-1)
+    found = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
+    return torch.cat((features[:, :1], found), dim=1)
 
 
 def _ancestors(parents: Tensor, levels: int) -> Tensor:

@@ -64,12 +64,14 @@ class QuestionOutcome:
         choices: per choice, its turns; empty when the question failed.
         error: None, or one line.
         peak_memory: bytes, see `lit_hass.modules.memory.peak_memory`.
+        collected_features: whether features were copied while it was answered: its times are no measure of speed.
     """
 
     question: Question
     choices: list[list[TurnOutcome]] = field(default_factory=list)
     error: str | None = None
     peak_memory: int | None = None
+    collected_features: bool = False
 
     @classmethod
     def of(cls, talks: Sequence[Conversation]) -> QuestionOutcome:

@@ -41,7 +41,8 @@ class EvaluationModule(GenerationModule):
 
     Both methods share the base's weights, its hand-written forward where there is one, processors, stop tokens and
     noise. For each batch both run in turn, ``repeats`` times, and who begins alternates: what else the machine does
-    hits both alike. Of a turn's repeats the one with the median wall time is recorded, with the seconds of all.
+    hits both alike. Of a turn's repeats the one with the median wall time is recorded, with the seconds of all. Where a
+    callback asks for features, both methods answer once more for them, untimed.
 
     Args:
         base: see `GenerationModule`.
@@ -105,6 +106,23 @@ class EvaluationModule(GenerationModule):
             for decoder in self._decoders.values():
                 self.decoder = decoder
                 self._warm_up(batch)
+        # Nothing is timed while features are copied.
+        collecting, self.collect_features = self.collect_features, False
+        try:
+            parts = self._measure(batch)
+        finally:
+            self.collect_features = collecting
+        if collecting:
+            self._collect(batch, parts)
+        for baseline, hass in zip(parts[BASELINE], parts[HASS], strict=True):
+            self._measure_gaps(batch, baseline, hass)
+        return [
+            EvaluationOutcome(dict(zip(self.methods, outcomes, strict=True)))
+            for outcomes in zip(*(parts[method] for method in self.methods), strict=True)
+        ]
+
+    def _measure(self, batch: QuestionBatch) -> dict[str, list[QuestionOutcome]]:
+        """Answer with both methods in turn, `repeats` times, and take each turn's median."""
         runs: dict[str, list[list[QuestionOutcome]]] = {method: [] for method in self.methods}
         for _ in range(self.repeats):
             order = self.methods if self._begins % 2 == 0 else self.methods[::-1]
@@ -112,13 +130,20 @@ class EvaluationModule(GenerationModule):
             for method in order:
                 self.decoder = self._decoders[method]
                 runs[method].append(self._run(batch))
-        parts = {method: [_median(tries) for tries in zip(*runs[method], strict=True)] for method in self.methods}
-        for baseline, hass in zip(parts[BASELINE], parts[HASS], strict=True):
-            self._measure_gaps(batch, baseline, hass)
-        return [
-            EvaluationOutcome(dict(zip(self.methods, outcomes, strict=True)))
-            for outcomes in zip(*(parts[method] for method in self.methods), strict=True)
-        ]
+        return {method: [_median(tries) for tries in zip(*runs[method], strict=True)] for method in self.methods}
+
+    def _collect(self, batch: QuestionBatch, parts: dict[str, list[QuestionOutcome]]) -> None:
+        """Answer once more by each method, untimed, for the features."""
+        for method in self.methods:
+            self.decoder = self._decoders[method]
+            for measured, collected in zip(parts[method], self._run(batch), strict=True):
+                if measured.error is not None or collected.error is not None:
+                    continue
+                for ours, again in zip(measured.choices, collected.choices, strict=True):
+                    for turn, same in zip(ours, again, strict=True):
+                        # The same tokens, wherever the device computes the same numbers twice; and if it does not, the
+                        # features still are those of their own tokens.
+                        turn.generation = replace(turn.generation, features=same.generation.features)
 
     def _measure_gaps(self, batch: QuestionBatch, baseline: QuestionOutcome, hass: QuestionOutcome) -> None:
         """Where answers part, note how far the base's best token is ahead of the second there."""

@@ -65,7 +65,8 @@ class GenerationModule(LightningModule):
             draft is used.
 
     Attributes:
-        collect_features: the one switch that a callback sets to have `TokenFeatures` in the outcomes.
+        collect_features: the one switch that a callback sets to have `TokenFeatures` in the outcomes. Outcomes that
+            were timed meanwhile say so.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class GenerationModule(LightningModule):
         memory = peak_memory(self.device)
         for outcome in outcomes:
             outcome.peak_memory = memory
+            outcome.collected_features = self.collect_features
         return outcomes
 
     def _warm_up(self, batch: QuestionBatch) -> None:

@@ -145,6 +145,7 @@ class AnswerRecord:
         tstamp: Seconds since 1970; now when left out.
         error: None, or why the question failed.
         peak_memory: Bytes, while it was answered; None where it is unknown.
+        collected_features: Whether features were copied meanwhile, so that its times are no measure of speed.
     """
 
     question_id: QuestionId
@@ -154,6 +155,7 @@ class AnswerRecord:
     tstamp: float | None = field(default_factory=time.time)
     error: str | None = None
     peak_memory: int | None = None
+    collected_features: bool = False
 
     @property
     def failed(self) -> bool:
@@ -164,7 +166,7 @@ class AnswerRecord:
         """The line's object."""
         if self.error is not None:
             return failed_answer(self.question_id, self.error)
-        return {
+        line = {
             "question_id": self.question_id,
             "answer_id": self.answer_id,
             "model_id": self.model_id,
@@ -172,6 +174,7 @@ class AnswerRecord:
             "choices": [choice.to_dict() for choice in self.choices],
             "peak_memory": self.peak_memory,
         }
+        return {**line, "collected_features": True} if self.collected_features else line
 
 
 def _unless_all_none(values: list[float | None]) -> list[float | None]:

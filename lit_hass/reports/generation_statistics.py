@@ -53,6 +53,7 @@ def generation_statistics(
         * ``stop_reasons``: how many answers ended with a stop token and how many were cut.
         * ``exact_match``: matched, of (turns with a reference), share; ``by_category``.
         * ``peak_memory_bytes``.
+        * ``collected_features``: answers during which features were copied: their times are no measure of speed.
         * ``unknown``: name -> turns of which the file does not say it.
     """
     answered = [answer for answer in answers if not is_failed(answer)]
@@ -78,6 +79,7 @@ def generation_statistics(
             "by_category": _by(answered, lambda answer: (categories or {}).get(answer["question_id"])),
         },
         "peak_memory_bytes": max((a["peak_memory"] for a in answered if a.get("peak_memory")), default=None),
+        "collected_features": sum(bool(answer.get("collected_features")) for answer in answered),
         "unknown": _unknown(turns),
     }
 

@@ -181,7 +181,7 @@ def test_features_are_the_models_own(decoders):
         whole = torch.cat((ids, kept.output_ids))
         hidden = decoder.forward.model.base_model(input_ids=whole[None]).last_hidden_state[0]
         assert kept.features.token_ids.tolist() == whole[1:].tolist()
-        assert kept.features.states.tolist() == [TokenState.PROMPT] * 5 + [TokenState.BASELINE] * 5
+        assert kept.features.states.tolist() == [TokenState.PROMPT] * 6 + [TokenState.BASELINE] * 4
         torch.testing.assert_close(kept.features.features, hidden[:-1], rtol=1e-4, atol=1e-4)
         assert not kept.features.features.is_inference()
 

@@ -1,12 +1,22 @@
 """What a step returns beyond tokens: features and states; what it asks of the host; what half precision changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_hass.decoding import AutoregressiveDecoder, SamplingConfig, SpeculativeDecoder, TokenState, TreeConfig
+from lit_hass.decoding import (
+    AutoregressiveDecoder,
+    SamplingConfig,
+    SpeculativeDecoder,
+    TokenState,
+    TreeConfig,
+    speculative,
+)
 from lit_hass.decoding.select_forward import tolerance
 from lit_hass.decoding.speculative import SpeculativeBatch
+from lit_hass.models import load_base, load_draft, load_tokenizer
 
 from .drafts import OracleDraft, random_draft
 from .tiny_models import build, prompt
@@ -41,15 +51,76 @@ def test_features_are_the_models_own(family, sampling):
             assert answer.features.token_ids.tolist() == whole[1:].tolist()
             torch.testing.assert_close(answer.features.features, hidden[:-1], rtol=2e-3, atol=2e-3)
             assert not answer.features.features.is_inference()
-            expected = [TokenState.PROMPT] * (len(ids) - 1) + [TokenState.BONUS]
+            expected = [TokenState.PROMPT] * len(ids) + [TokenState.BONUS]
             for accepted in answer.accept_lengths:
                 expected += [TokenState.ACCEPTED] * accepted + [TokenState.BONUS]
             assert answer.features.states.tolist() == expected[: len(whole) - 1]
             seen |= set(answer.features.states.tolist())
-            assert (
-                len(expected) - len(ids) + 1 == sum(a + 1 for a in answer.accept_lengths) + 1 >= len(answer.output_ids)
-            )
+            assert len(expected) - len(ids) == sum(a + 1 for a in answer.accept_lengths) + 1 >= len(answer.output_ids)
     assert seen == {TokenState.PROMPT, TokenState.ACCEPTED, TokenState.BONUS}
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("tree", [TreeConfig(9, 8, 1), TreeConfig(12, 3, 3)], ids=["chain", "tree"])
+@pytest.mark.parametrize("trim", [False, True])
+def test_rejected_features_are_the_models_own(family, tree, trim, monkeypatch):
+    """Each dropped node's feature is that of a plain forward over what stands before it and its own path."""
+    base = build(family)
+    decoder, steps = good(base, replace(tree, trim=trim), 0.3), []
+    real = speculative.accepted_path
+
+    def accepted(tree, targets):
+        path, counts = real(tree, targets)
+        steps.append((tree.tokens[0].tolist(), tree.parents[0].tolist(), path[0, : int(counts[0])].tolist()))
+        return path, counts
+
+    monkeypatch.setattr(speculative, "accepted_path", accepted)
+    answer = decoder.generate([begin(7)], 17, collect_features=True)[0]
+    committed, expected = begin(7).tolist(), []
+    for tokens, parents, path in steps:
+        for node in range(1, len(tokens)):
+            ancestors, place = [], node
+            while place:
+                ancestors.append(tokens[place])
+                place = parents[place]
+            if node not in path and tokens[node] >= 0:
+                ids = torch.tensor([*committed, tokens[0], *reversed(ancestors)])
+                expected.append(base.base_model(input_ids=ids[None]).last_hidden_state[0, -1])
+        committed += [tokens[node] for node in path]
+    assert len(expected) > 5
+    torch.testing.assert_close(answer.features.rejected, torch.stack(expected), rtol=2e-3, atol=2e-3)
+    plain = AutoregressiveDecoder(base).generate([begin(7)], 17, collect_features=True)[0].features
+    assert plain.rejected.shape == plain.draft_features.shape == (0, base.config.hidden_size)
+    assert plain.draft_rows.tolist() == []
+
+
+@pytest.mark.parametrize("tree", [TreeConfig(9, 8, 1), TreeConfig(16, 3, 4)], ids=["chain", "tree"])
+def test_draft_features_are_what_the_draft_predicted(tree):
+    """They propose the accepted tokens, and the first of each step is the draft's output over all that was known."""
+    base = load_base("html_to_tsv")
+    draft = load_draft("html_to_tsv", base)
+    tokenizer = load_tokenizer("html_to_tsv")
+    texts = [
+        "<table><tr><td>Ann</td><td>7</td></tr></table>",
+        "<table><tr><th>b</th></tr><tr><td>3.5</td></tr></table>",
+    ]
+    prompts = [torch.tensor(tokenizer(text).input_ids) for text in texts]
+    answers = SpeculativeDecoder(base, draft, tree).generate(prompts, 24, collect_features=True)
+    for ids, answer in zip(prompts, answers, strict=True):
+        found = answer.features
+        accepted = (found.states == TokenState.ACCEPTED).nonzero()[:, 0]
+        # The last token has no row of its own, and it may have been accepted.
+        assert found.draft_rows.tolist()[: len(accepted)] == (accepted - 1).tolist()
+        assert len(found.draft_rows) - len(accepted) in (0, 1) and len(found.draft_features) == len(found.draft_rows)
+        proposed = base.lm_head(found.draft_features).topk(tree.top_k).indices
+        assert (proposed == found.token_ids[found.draft_rows, None]).any(dim=-1).all()
+        whole = torch.cat((ids, answer.output_ids))
+        plain = draft(whole[None, 1:-1], found.features[None, :-1])[0]  # row i predicts the feature of row i + 1
+        after_bonus = found.states[found.draft_rows] == TokenState.BONUS
+        torch.testing.assert_close(
+            found.draft_features[after_bonus], plain[found.draft_rows[after_bonus] - 1], rtol=1e-3, atol=1e-3
+        )
+        assert after_bonus.any()
 
 
 class HostReads(TorchDispatchMode):

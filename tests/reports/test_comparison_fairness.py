@@ -48,6 +48,11 @@ def test_a_fair_pair_differs_in_the_draft_only(tmp_path: Path) -> None:
         ({"environment": {"packages": {"torch": "2.5", "transformers": "5.23.0"}}}, "version of torch", "measurement"),
         ({"devices": 2}, "processes", "measurement"),
         ({"lines": BATCHED}, "batch rows", "measurement"),
+        (
+            {"lines": [{**DRAFTED[0], "collected_features": True}, *DRAFTED[1:]]},
+            "answers timed while features were collected",
+            "measurement",
+        ),
         ({"lines": DRAFTED[:2]}, "questions in one run only", "completeness"),
         ({"lines": [*DRAFTED[:2], failed_answer(3, "no")]}, "failed questions", "completeness"),
         ({"data": {"question_count": 8}}, "answers of the questions asked", "completeness"),

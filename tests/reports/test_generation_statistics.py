@@ -42,6 +42,12 @@ def test_two_plain_answers() -> None:
         "by_category": {"a": {"matched": 1, "of": 1, "share": 1.0}, "b": {"matched": 0, "of": 1, "share": 0.0}},
     }
     assert summary["peak_memory_bytes"] == 30
+    assert summary["collected_features"] == 0
+
+
+def test_answers_timed_while_collecting_are_counted() -> None:
+    lines = [answer(1, [turn()]), AnswerRecord(2, "m", [], collected_features=True).to_dict()]
+    assert generation_statistics(lines)["collected_features"] == 1 and "collected_features" not in lines[0]
 
 
 def test_a_batch_takes_its_time_once() -> None:
