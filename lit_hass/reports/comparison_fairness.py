@@ -124,9 +124,9 @@ def _of_measurement(baseline: ComparedRun, hass: ComparedRun) -> Iterable[Differ
     if one is None or other is None:
         said = [_recorded(environment, "statistics.json") for environment in (one, other)]
         yield Difference("environment", said[0], said[1], "unknown")
-    collecting = [sum(bool(answer.get("collected_features")) for answer in run.answers) for run in (baseline, hass)]
-    if any(collecting):
-        yield Difference("answers timed while features were collected", *collecting, "measurement")
+    copied = [sum(bool(answer.get("collected_features")) for answer in run.answers) for run in (baseline, hass)]
+    if any(copied):
+        yield Difference("answers timed while features were collected", copied[0], copied[1], "measurement")
     facts = [_measured(run, with_machine=one is not None and other is not None) for run in (baseline, hass)]
     for key in facts[0]:
         pair = [fact[key] for fact in facts]
