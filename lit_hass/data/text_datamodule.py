@@ -38,6 +38,9 @@ class TextDataModule(LightningDataModule):
         UserError: a file cannot be read or is not UTF-8, or the text gives no block to train or validate on.
     """
 
+    #: No model predicts every token of a block, so the best one is that of the lowest loss.
+    validates_by = "loss"
+
     def __init__(
         self,
         train_files: list[str],

@@ -31,6 +31,8 @@ class LanguageModelingModule(LightningModule):
     ``exact_match``. Exact match is the share of sequences whose every scored token is the model's argmax given the
     true tokens before it: that is so exactly when greedy decoding would write the reference to the end, because up to
     a first difference both read the same tokens. ``val/exact_match`` is their mean over the loaders.
+    ``val/selection`` is what the best checkpoint is chosen by, the higher the better: that mean, or for data without
+    answers to match (``validates_by = "loss"`` of the DataModule) the negative mean loss.
 
     Args:
         architecture: a ``transformers`` config as a mapping with ``model_type``, for training from scratch; the
@@ -198,14 +200,19 @@ class LanguageModelingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means; `MeanMetric.compute` gathers them from all ranks."""
         assert self._scores is not None
-        matches = []
+        matches, losses = [], []
         for name, scores in zip(self._names, self._scores, strict=True):
             for key, metric in scores.items():  # type: ignore[operator,union-attr]
                 value = metric.compute()
                 self.log(f"val/{name}/{key}", value)
                 if key == "exact_match":
                     matches.append(value)
-        self.log("val/exact_match", torch.stack(matches).mean(), prog_bar=True)
+                elif key == "loss":
+                    losses.append(value)
+        match, loss = torch.stack(matches).mean(), torch.stack(losses).mean()
+        by_loss = getattr(getattr(self.trainer, "datamodule", None), "validates_by", None) == "loss"
+        self.log("val/exact_match", match, prog_bar=not by_loss)
+        self.log("val/selection", -loss if by_loss else match, prog_bar=by_loss)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from callbacks import ModelExport
-from lit_hass.data import HTMLToTSVDataModule
+from lit_hass.data import HTMLToTSVDataModule, TextDataModule
 from lit_hass.data.batches import IGNORE, TokenBatch, collate
 from lit_hass.data.html_to_tsv_datamodule import Stage
 from lit_hass.errors import RunError, UserError
@@ -134,7 +134,7 @@ def test_exact_match_is_what_greedy_decoding_gives(half_trained) -> None:
     assert 0 < sum(matches) < len(matches)
     value = run.validate(trained, datamodule=copying, verbose=False)[0]
     assert value["val/copy/exact_match"] == pytest.approx(sum(matches) / len(matches), abs=1e-6)
-    assert value["val/exact_match"] == value["val/copy/exact_match"]
+    assert value["val/exact_match"] == value["val/copy/exact_match"] == value["val/selection"]
     assert value["val/copy/token_accuracy"] == pytest.approx(right / scored, abs=1e-6)
 
 
@@ -404,3 +404,23 @@ def test_an_encoder_is_refused(tmp_path, tsv_tokenizer):
     trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, accelerator="cpu")
     with pytest.raises(UserError, match="bert"):
         trainer.fit(module, datamodule=data)
+
+
+def test_plain_text_is_selected_by_its_loss(tmp_path, tiny_base) -> None:
+    """No block is ever matched whole, and the first of equal scores would be kept for ever."""
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven eight nine ten\n" * 80, encoding="utf-8")
+    best = ModelCheckpoint(
+        tmp_path, filename="best-{step}", monitor="val/selection", mode="max", save_on_train_epoch_end=False
+    )
+    losses = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            found = trainer.callback_metrics
+            assert found["val/selection"] == -found["val/text/loss"] and found["val/exact_match"] == 0
+            losses.append(float(found["val/text/loss"]))
+
+    run = trainer(tmp_path, 9, [Watch(), best], val_check_interval=3)
+    run.fit(module(), datamodule=TextDataModule([str(text)], str(tiny_base), block_size=16))
+    assert losses[0] > losses[-1] and best.best_model_path.endswith("best-step=9.ckpt")
