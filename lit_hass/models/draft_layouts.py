@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lit_hass.errors import UserError
 
+_Named = TypeVar("_Named")
 _PREFIXES = ("module.", "model.")
 _LAYER = "layers.0."
 _NORM = "layers.0.post_attention_layernorm.weight"
@@ -22,13 +23,13 @@ _OTHERS = (
 )
 
 
-def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefixes(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
     """Remove ``module.`` and ``model.`` (from data parallel training, or copies for servers) in front of the names.
 
     Raises:
         UserError: Two names become one.
     """
-    stripped: dict[str, Tensor] = {}
+    stripped: dict[str, _Named] = {}
     for name, tensor in tensors.items():
         short = name
         while short.startswith(_PREFIXES):

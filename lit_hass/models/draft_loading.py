@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +20,7 @@ from lit_hass.models.draft import DraftModel
 from lit_hass.models.draft_checkpoint import WEIGHT_FILES, read_draft_config, read_draft_tensors
 from lit_hass.models.draft_config import DraftConfig, base_sizes
 from lit_hass.models.draft_layouts import check_keys, has_qkv_bias, refuse_config, refuse_layout, strip_prefixes
-from lit_hass.models.folders import PRETRAINED
+from lit_hass.models.folders import PRETRAINED, load_config
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,16 @@ def resolve_draft(path_or_name: str | Path) -> Path:
         raise UserError(f"{name}: no such folder, and the hub did not give it: {reason} {choices}") from error
 
 
-def check_draft(path_or_name: str | Path) -> None:
+def check_draft(path_or_name: str | Path, base: str | Path | None = None) -> None:
     """Find what can be known to be wrong with a draft without loading it or its base.
 
+    Args:
+        path_or_name: As for `load_draft`.
+        base: The base that it shall serve, as for `load_base`; None leaves the sizes to `load_draft`.
+
     Raises:
-        UserError: It is not there, lacks a file, or its configuration is that of another kind of model.
+        UserError: It is not there, lacks a file, its configuration is that of another kind of model, or its sizes are
+            not the base's.
     """
     folder = resolve_draft(path_or_name)
     content = read_draft_config(folder)
@@ -65,7 +72,11 @@ def check_draft(path_or_name: str | Path) -> None:
         raise UserError(f"{folder}: no weights ({' or '.join(WEIGHT_FILES)})")
     try:
         refuse_config(content)
-        DraftConfig.from_dict(content)
+        config = DraftConfig.from_dict(content)
+        if base is not None:
+            shapes, sizes = _shapes(folder), load_config(base).get_text_config()
+            if "fc.weight" in shapes:  # else it is another kind of draft, which loading will name
+                _check_sizes(config, shapes, (sizes.hidden_size, sizes.vocab_size))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
@@ -98,7 +109,7 @@ def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
 def _build(content: dict[str, object], tensors: dict[str, Tensor], base: PreTrainedModel, where: str) -> DraftModel:
     refuse_layout(tensors)
     config = _fit_config(DraftConfig.from_dict(content), tensors, where, "bias" in content)
-    _check_sizes(config, tensors, base)
+    _check_sizes(config, {name: list(tensor.shape) for name, tensor in tensors.items()}, base_sizes(base))
     with torch.device("meta"):
         shapes = DraftModel(config).state_dict()
     taken = _EMBEDDING not in tensors
@@ -132,19 +143,32 @@ def _fit_config(config: DraftConfig, tensors: dict[str, Tensor], where: str, sai
     return dataclasses.replace(config, fc_bias=fc_bias, qkv_bias=has_qkv_bias(tensors.keys()), head_dim=head_dim)
 
 
-def _check_sizes(config: DraftConfig, tensors: dict[str, Tensor], base: PreTrainedModel) -> None:
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes by name from the head of the safetensors file; empty where the weights are in another one."""
+    path = folder / WEIGHT_FILES[0]
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = {name: name for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            return {short: file.get_slice(name).get_shape() for short, name in strip_prefixes(names).items()}
+    except SafetensorError as error:
+        raise UserError(f"{path.name} cannot be read: {error}") from error
+
+
+def _check_sizes(config: DraftConfig, shapes: Mapping[str, list[int]], base: tuple[int, int]) -> None:
     """Refuse a draft of another width or vocabulary than the base's."""
-    width, vocab = base_sizes(base)
-    fc, embedding = tensors.get("fc.weight"), tensors.get(_EMBEDDING)
-    found_width = config.hidden_size if fc is None else fc.shape[0]
+    width, vocab = base
+    fc, embedding = shapes.get("fc.weight"), shapes.get(_EMBEDDING)
+    found_width = config.hidden_size if fc is None else fc[0]
     if found_width != width:
         raise UserError(
-            f"the draft's hidden size is {found_width} (fc.weight {[] if fc is None else list(fc.shape)}), "
+            f"the draft's hidden size is {found_width} (fc.weight {fc or []}), "
             f"the base's is {width} (output layer {[vocab, width]})"
         )
-    found_vocab = config.vocab_size if embedding is None else embedding.shape[0]
+    found_vocab = config.vocab_size if embedding is None else embedding[0]
     if found_vocab != vocab:
-        shape = [found_vocab, width] if embedding is None else list(embedding.shape)
+        shape = embedding or [found_vocab, width]
         raise UserError(
             f"the draft's vocabulary has {found_vocab} tokens (embed_tokens {shape}), the base's {vocab} "
             f"(output layer {[vocab, width]})"

@@ -112,7 +112,7 @@ class GenerationModule(LightningModule):
         parse_dtype(self.base_dtype)
         check_base(self.base)
         if self.draft is not None:
-            check_draft(self.draft)
+            check_draft(self.draft, self.base)
 
     def setup(self, stage: str) -> None:
         """Check the base before the model is built."""

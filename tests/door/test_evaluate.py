@@ -124,6 +124,7 @@ def test_a_draft_of_another_base(door, tiny_base, tmp_path, questions):
         "evaluate", "--model.base", tiny_base, "--model.draft", tmp_path / "other", "--data.questions", questions(1)
     )
     assert result.status == 2 and "hidden size is 16" in result.err
+    assert not Path("logs").exists()  # refused before anything is written
 
 
 @pytest.mark.ddp
