@@ -161,9 +161,9 @@ class LitHassCLI(LightningCLI):
             failed = getattr(callback, "failed_ids", None)
             if failed:
                 shown = ", ".join(map(repr, failed[:5])) + (", ..." if len(failed) > 5 else "")
+                count = "1 question" if len(failed) == 1 else f"{len(failed)} questions"
                 raise RunError(
-                    f"{len(failed)} questions failed ({shown}); their lines in answers.jsonl say why, and running "
-                    "again with this version tries them again"
+                    f"{count} failed ({shown}); answers.jsonl says why, and running again with this version tries again"
                 )
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "verdict"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None 
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
         config.write_text(text, encoding="utf-8")
+        shutil.copymode(config, weights)  # safetensors lets nobody but the owner read its files
         os.replace(weights, folder / WEIGHT_FILES[0])
         os.replace(config, folder / "config.json")
     except (OSError, SafetensorError) as error:

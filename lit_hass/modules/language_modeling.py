@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,8 @@ class LanguageModelingModule(LightningModule):
             if not torch.isfinite(parameter).all():
                 raise RunError(f"{name} has values that are not finite in {str(dtype).removeprefix('torch.')}")
         stored.save_pretrained(folder)
+        for weights in Path(folder).glob("*.safetensors"):
+            shutil.copymode(Path(folder) / "config.json", weights)  # else nobody but the owner can read them
         self._tokenizer().save_pretrained(folder)
 
 

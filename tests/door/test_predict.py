@@ -125,7 +125,7 @@ def test_a_question_that_fails_is_recorded_counted_and_tried_again(door, tiny_ba
     path.write_text("".join(json.dumps(q) + "\n" for q in asked), encoding="utf-8")
     result = _predict(door, tiny_base, path, "--data.batch_size", 3)
     assert result.status == 1
-    assert "1 questions failed ('b')" in result.err
+    assert "1 question failed ('b')" in result.err
     a, b, c = lines(RUN / "answers.jsonl")
     assert set(b) == {"question_id", "error", "choices"} and b["choices"] == [] and "turn 2" in b["error"]
     assert a["choices"] and c["choices"]

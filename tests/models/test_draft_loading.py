@@ -410,3 +410,11 @@ def test_the_reference_draft_from_both_files(reference, tmp_path):
     assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (128, 256, 512)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 32)
     assert config.fc_bias and not config.qkv_bias and config.rope_parameters["rope_theta"] == 10000.0
+
+
+def test_what_is_saved_can_be_read_by_all(base, tmp_path):
+    """Safetensors makes files for their owner alone."""
+    (tmp_path / "beside").write_text("")
+    DraftModel.from_base(base).save_pretrained(tmp_path / "draft")
+    modes = {path.stat().st_mode for path in (tmp_path / "draft").iterdir()}
+    assert modes == {(tmp_path / "beside").stat().st_mode}
