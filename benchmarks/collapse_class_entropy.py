@@ -5,6 +5,8 @@ OMP_NUM_THREADS=1 python benchmarks/collapse_class_entropy.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from collapse_timing import interleaved, report
 
@@ -41,6 +43,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     main()

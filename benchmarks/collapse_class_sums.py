@@ -5,6 +5,7 @@ OMP_NUM_THREADS=1 python benchmarks/collapse_class_sums.py
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -64,6 +65,7 @@ def growth(total: int = 1_000_000, width: int = 64, classes: int = 2000) -> None
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     against_one_hot()

@@ -5,6 +5,7 @@ OMP_NUM_THREADS=1 python benchmarks/collapse_gnc2.py
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -62,11 +63,14 @@ def resident(name: str) -> int:
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        peak(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peak", type=int, metavar="CLASSES", help="only print by how many MiB memory grows, at most")
+    wanted = parser.parse_args().peak
+    if wanted:
+        peak(wanted)
     else:
         compare()
         for classes in (5000, 10000, 20000):
-            command = [sys.executable, __file__, str(classes)]
+            command = [sys.executable, __file__, "--peak", str(classes)]
             grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             print(f"{classes} classes: memory grew by {grown} MiB, a float32 grid is {classes**2 * 4 / 2**20:.0f} MiB")

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lit_hass.metrics.class_statistics import ClassStatistics
     from lit_hass.metrics.collapse import CollapseMetrics
     from lit_hass.metrics.gnc2 import GNC2
+    from lit_hass.metrics.perplexity import Perplexity
     from lit_hass.metrics.svd_entropy import SVDEntropy
     from lit_hass.metrics.throughput import Throughput
+    from lit_hass.metrics.token_lengths import TokenLengths
     from lit_hass.metrics.unc3 import UNC3
 
 _HOMES = {
@@ -22,8 +24,10 @@ _HOMES = {
     "ClassStatistics": "lit_hass.metrics.class_statistics",
     "CollapseMetrics": "lit_hass.metrics.collapse",
     "GNC2": "lit_hass.metrics.gnc2",
+    "Perplexity": "lit_hass.metrics.perplexity",
     "SVDEntropy": "lit_hass.metrics.svd_entropy",
     "Throughput": "lit_hass.metrics.throughput",
+    "TokenLengths": "lit_hass.metrics.token_lengths",
     "UNC3": "lit_hass.metrics.unc3",
 }
 
@@ -32,8 +36,10 @@ __all__ = (
     "ClassStatistics",
     "CollapseMetrics",
     "GNC2",
+    "Perplexity",
     "SVDEntropy",
     "Throughput",
+    "TokenLengths",
     "UNC3",
 )
 

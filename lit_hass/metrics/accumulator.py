@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torchmetrics import Metric
 
 from lit_hass.errors import RunError, UserError
 from lit_hass.metrics.collectives import Ranks
+from lit_hass.metrics.exact_states import RULES, ExactStates, digest, moved, ordinary_tensors
 from lit_hass.metrics.incoming_rows import RowRules
 from lit_hass.metrics.parts import Part, State
 
@@ -27,14 +25,7 @@ STATE_NAMES = ("prompt", "accepted", "rejected", "bonus", "baseline")
 _COUNTERS = ("n_rows", "n_nonfinite", "n_ignored", "n_special")
 
 
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """Make tensors that may be changed in place later, also inside Lightning's inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-class Accumulator(Metric):
+class Accumulator(ExactStates):
     """What the collapse metrics share: which rows count, the states, and how two sets of sums become one.
 
     States are float64 sums and int64 counts, and stay so under ``bf16-true`` and ``.to(torch.bfloat16)``. Ranks are
@@ -82,6 +73,14 @@ class Accumulator(Metric):
             raise UserError(f"num_features and min_samples must be positive, got {num_features} and {min_samples}")
         if nan_strategy not in ("drop", "error"):
             raise UserError(f'nan_strategy must be "drop" or "error", got {nan_strategy!r}')
+        if num_classes is not None and num_classes < 1:
+            raise UserError(f"num_classes must be positive or None, got {num_classes}")
+        if len(set(state_names)) != len(state_names):
+            raise UserError(f"state_names must differ from each other: {', '.join(state_names)}")
+        if tuple(state_names) != STATE_NAMES and tuple(exclude_states) == ("rejected",):
+            exclude_states = set(exclude_states) & set(state_names)  # the default is about the default names
+        if unknown := set(exclude_states) - set(state_names):
+            raise UserError(f"no such state to exclude: {', '.join(sorted(unknown))}; states: {', '.join(state_names)}")
         self.num_features, self.min_samples, self.state_names = num_features, min_samples, tuple(state_names)
         self._excluded = tuple(1 + i for i, name in enumerate(self.state_names) if name in exclude_states)
         self._rules = RowRules(
@@ -100,6 +99,7 @@ class Accumulator(Metric):
         self._warned = False
         self.add_state("shift", torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx=None)
         self.add_state("row_counts", torch.zeros(len(_COUNTERS), dtype=torch.int64), dist_reduce_fx=None)
+        self._set_rules(self._rules.ignore_ids, self.state_names, self._excluded)
         for part in self._parts:
             for name, default in part.defaults().items():
                 self.add_state(name, default, dist_reduce_fx=None)
@@ -157,8 +157,10 @@ class Accumulator(Metric):
         theirs: State = incoming_state
         if theirs.keys() != mine.keys() or theirs["shift"].shape != self.shift.shape:
             raise ValueError(f"not the states of a {type(self).__name__} with {self.num_features} features")
+        if not self._same_rules(theirs):
+            raise ValueError(f"a {type(self).__name__} with other {RULES} cannot be merged into this one")
         with ordinary_tensors():
-            other = {name: _moved(value, self.device) for name, value in theirs.items()}
+            other = {name: moved(value, self.device) for name, value in theirs.items()}
             n, m = (int(state["row_counts"][0]) for state in (mine, other))
             shift = (n * mine["shift"] + m * other["shift"]) / (n + m) if n + m else self.shift
             counts = mine["row_counts"] + other["row_counts"]
@@ -178,7 +180,7 @@ class Accumulator(Metric):
             header[1:] = 0
             try:
                 self._before_sync()
-                kind = _fingerprint(type(self).__name__, self.num_features, self._part_states)
+                kind = _fingerprint(type(self).__name__, self.num_features, self._part_states, self._rules)
                 extents = [part.extent(state) for part, state in zip(self._parts, states, strict=True)]
                 header = torch.tensor([0, kind, -kind, *extents], dtype=torch.int64, device=self.device)
             finally:
@@ -187,7 +189,7 @@ class Accumulator(Metric):
             if header[0]:
                 raise RunError(f"{type(self).__name__} failed on another rank before it could be merged")
             if header[1] != -header[2]:
-                raise RunError(f"the ranks hold different metrics: {type(self).__name__} on this one")
+                raise RunError(f"the ranks hold different metrics or settings: {type(self).__name__} on this one")
             rows = self.row_counts[:1].to(torch.float64)
             weighted = ranks.sum(torch.cat((self.shift * rows, rows)))
             shift = weighted[:-1] / weighted[-1] if weighted[-1] else self.shift
@@ -235,58 +237,12 @@ class Accumulator(Metric):
     def _number(self, value: float | Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64, device=self.device)
 
-    # -- what torchmetrics would do otherwise -----------------------------------------------------------------------
-
-    def _get(self, names: Sequence[str]) -> State:
-        return {name: getattr(self, name) for name in names}
-
-    def _set(self, state: State) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def _disown_inference_tensors(self) -> None:
-        for name in self._defaults:
-            value = getattr(self, name)
-            if isinstance(value, Tensor) and value.is_inference():
-                setattr(self, name, value.clone())
-
-    def _copy_state_dict(self) -> dict[str, Tensor | list[Any]]:
-        """Return the states themselves: everything that follows a copy makes new tensors, so a copy would be waste."""
-        return {name: value if isinstance(value, Tensor) else list(value) for name, value in self.metric_state.items()}
-
     def reset(self) -> None:
         """Forget all rows."""
         with ordinary_tensors():
             super().reset()
         self._details = {}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Move the states to another device, and never to another dtype."""
-
-        def keep(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
-
-        return super()._apply(keep, exclude_state)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take in saved states, on this metric's device and as tensors of its own."""
-        for name in self._defaults:
-            if prefix + name in state_dict:
-                value = state_dict.pop(prefix + name)
-                if isinstance(value, Tensor) and value.shape[-1:] != getattr(self, name).shape[-1:] and value.ndim != 1:
-                    raise UserError(f"{prefix + name}: made for another number of features")
-                with ordinary_tensors():
-                    setattr(self, name, _moved(value, self.device, copied=True))
-        self._computed = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _moved(value: Any, device: torch.device, copied: bool = False) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, copy=copied)
-    return [item.to(device, copy=copied) for item in value]
-
 
 def _fingerprint(*parts: Any) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+    return int.from_bytes(digest(*parts), "big")

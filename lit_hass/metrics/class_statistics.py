@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ class ClassStatistics(ClassSums):
             ``class_ids``, ``class_counts`` (``[K]`` int64, ascending ids), ``class_means`` (``[K, d]``),
             ``class_variances`` (``[K]``, mean squared distance from the mean), and if the Gram matrix is kept
             ``num_rows`` (int64 scalar), ``mean`` (``[d]``), ``scatter`` (``[d, d]``, the centred Gram matrix).
-            (torchmetrics makes a scalar of any tensor with one element; :meth:`classes` keeps all shapes.)
+            The shapes are these for a single class, too.
         """
         undefined: dict[str, str] = {}
         classes = self.classes()
@@ -66,6 +68,17 @@ class ClassStatistics(ClassSums):
             result["scatter"] = gram - torch.outer(sums, sums) / n
         self._finish({}, undefined)
         return result
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Undo what torchmetrics does to results, where it makes a scalar of any tensor with one element."""
+        inner = super()._wrap_compute(compute)
+
+        @functools.wraps(inner)
+        def shaped() -> dict[str, Tensor]:
+            shapes = {"class_means": (-1, self.num_features), "scatter": (-1, self.num_features), "num_rows": ()}
+            return {name: x.view(shapes.get(name, (-1,))) for name, x in inner().items()}
+
+        return shaped
 
     def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
         """Draw the rows of each class by rank, most frequent first, on logarithmic axes.

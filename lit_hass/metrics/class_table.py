@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_hass.errors import UserError
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.parts import Batch, Part, State
 
@@ -42,6 +43,16 @@ class Classes:
             order = torch.where(keep, self.counts, -1).argsort(descending=True, stable=True)
             keep = torch.zeros_like(keep).index_fill_(0, order[:max_classes], True)
         return Classes(self.ids[keep], self.counts[keep], self.offsets[keep], self.variances[keep], self.shift)
+
+
+def check_max_classes(most: int | None) -> None:
+    """Refuse a number of classes that is not positive.
+
+    Raises:
+        UserError: with the number.
+    """
+    if most is not None and most < 1:
+        raise UserError(f"max_classes must be positive or None, got {most}")
 
 
 class ClassTable(Part):

@@ -21,12 +21,18 @@ class ClassifierRows:
 
     Args:
         classifier: the weight, or a function that returns it; None where it must be given later.
+        num_features: d, to refuse a weight of another width at once; a function is asked when the weight is needed.
+
+    Raises:
+        UserError: it is neither, or has another width.
     """
 
-    def __init__(self, classifier: Classifier | None) -> None:
+    def __init__(self, classifier: Classifier | None, num_features: int | None = None) -> None:
         if classifier is not None and not isinstance(classifier, Tensor) and not callable(classifier):
             raise UserError(f"classifier must be a tensor or a function, got a {type(classifier).__name__}")
         self._held = classifier
+        if isinstance(classifier, Tensor) and num_features is not None:
+            self.weight(num_features)
 
     def __getstate__(self) -> dict[str, Tensor | None]:
         return {"_held": self._held.detach() if isinstance(self._held, Tensor) else None}
@@ -60,3 +66,8 @@ class ClassifierRows:
         if ids.numel() and int(ids.max()) >= len(weight):
             raise ValueError(f"token id {int(ids.max())} has no row in a classifier of {len(weight)} rows")
         return weight[ids.to(weight.device)].to(ids.device, torch.float64)
+
+
+def why_no_classifier(bad_rows: int) -> str:
+    """Say why nothing follows from a classifier with so many rows that are not finite; empty without any."""
+    return f"{bad_rows} rows of the classifier are not finite" if bad_rows else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from lit_hass.metrics.collapse_family import (
     add_scatter,
 )
 from lit_hass.metrics.functional.classifier_agreement import nc4_counts
+from lit_hass.metrics.functional.moments import check_reduction
 from lit_hass.metrics.functional.pair_statistics import Duplicates
 from lit_hass.metrics.functional.similarity import mean_cosine_from_sum
 from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, distribution, entropy, spectrum_summary
-from lit_hass.metrics.gnc2 import GlobalMean, check_global_mean, global_mean_of
+from lit_hass.metrics.gnc2 import GlobalMean, check_global_mean
 from lit_hass.metrics.paired_streams import PairedStreams
 from lit_hass.metrics.parts import UnitSums
 from lit_hass.metrics.plots import plot_values
@@ -107,6 +109,7 @@ class CollapseMetrics(RowStatistics):
         max_classes: int | None = None,
         **settings: Any,
     ) -> None:
+        check_reduction("var", correction)
         check_global_mean(global_mean)
         if duplicates not in ("skip", "inf", "clamp"):
             raise UserError(f'duplicates must be "skip", "inf" or "clamp", got {duplicates!r}')
@@ -123,14 +126,15 @@ class CollapseMetrics(RowStatistics):
             num_paired=num_paired_features,
             **settings,
         )
-        self._rows, self._paired = ClassifierRows(classifier), pairs[0] if pairs else None
+        self._rows, self._paired = ClassifierRows(classifier, num_features), pairs[0] if pairs else None
         self._with_classifier = classifier is not None
         self.cdnv_exponent, self.duplicates, self.global_mean = cdnv_exponent, duplicates, global_mean
         self.correction, self._with_vocabulary = correction, nc4_vocabulary and classifier is not None
 
     def set_classifier(self, classifier: Classifier) -> None:
         """Give the classifier again, after pickling has lost a function."""
-        self._rows, self._with_classifier = ClassifierRows(classifier), True
+        self._rows, self._with_classifier = ClassifierRows(classifier, self.num_features), True
+        self._computed = None
 
     def _before_sync(self) -> None:
         if self._with_classifier:
@@ -150,7 +154,7 @@ class CollapseMetrics(RowStatistics):
         ``compute_details()`` adds: every reduction of every quantity behind a value; ``spectrum`` (raw and centred
         summaries); ``states`` (entropy, rows); ``classes`` (the entropies per class) and ``nc4`` (hits) where rows are
         kept; and the counters ``classes_seen``, ``classes_eligible``, ``n_duplicate_pairs``, ``n_equal_mean_pairs``,
-        ``n_zero_mean``, ``n_zero_classifier``, ``n_zero_rows``.
+        ``n_zero_mean``, ``n_zero_classifier``, ``n_nonfinite_classifier``, ``n_zero_rows``.
         """
         found = Findings(correction=self.correction)
         classes = self.classes()
@@ -160,7 +164,7 @@ class CollapseMetrics(RowStatistics):
             found,
             len(classes.ids),
             eligible,
-            global_mean_of(eligible, self.global_mean) if len(eligible.ids) else None,
+            self.global_mean,
             self.cdnv_exponent,
             self.duplicates,
         )
@@ -222,7 +226,9 @@ class CollapseMetrics(RowStatistics):
         reason = f"no class has {self.min_samples} rows or more and a defined entropy"
         for name, key in (("token_mean", "mean"), ("token_std", "std"), ("token_weighted_mean", "weighted_mean")):
             found.add(f"svd_entropy/{name}", summary[key], reason)
-        found.add("svd_entropy/token_normalized_mean", summary["normalized_mean"], reason)
+        found.add(
+            "svd_entropy/token_normalized_mean", summary["normalized_mean"], f"{reason} and log min(n, d) above 0"
+        )
         found.details["classes"] = {
             **summary,
             "ids": results.entropies.ids,
@@ -231,19 +237,24 @@ class CollapseMetrics(RowStatistics):
             "normalized": results.entropies.normalized,
         }
         if results.agreement is not None:
-            add_agreement(found, results.agreement, self._with_classifier, self._with_vocabulary)
+            bad = found.details.get("n_nonfinite_classifier", 0)
+            if self._with_vocabulary:
+                bad = int((~self._rows.weight(self.num_features).isfinite().all(1)).sum())
+            add_agreement(found, results.agreement, self._with_classifier, self._with_vocabulary, bad)
 
     def _entropy(self, eigenvalues: Tensor) -> Tensor:
         return entropy(distribution(eigenvalues, self.power), self.base, self.eps)
 
-    def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Any:
-        """Draw the values as bars on a scale that shows small and large ones.
+    def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
+        """Draw the values as bars on a scale that shows small and large ones, or several results as lines.
 
         Args:
-            val: a result of :meth:`compute`, or a part of it; computed where none is given.
+            val: a result of :meth:`compute`, or a part of it, or a list of them; computed where none is given.
             ax: matplotlib axes to draw on.
 
         Returns:
             The figure and the axes.
         """
-        return plot_values(val if val is not None else self.compute(), ax)
+        if val is None or isinstance(val, dict):
+            return plot_values(self.compute() if val is None else val, ax)
+        return self._plot(val, ax)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_hass.metrics.class_table import Classes
+from lit_hass.metrics.classifier_rows import why_no_classifier
 from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS
 from lit_hass.metrics.functional.moments import Moments
 from lit_hass.metrics.functional.neural_collapse import (
@@ -23,11 +24,10 @@ from lit_hass.metrics.functional.neural_collapse import (
 from lit_hass.metrics.functional.pair_statistics import (
     Duplicates,
     cdnv_statistics,
-    centre,
     gnc2_statistics,
     product_statistics,
 )
-from lit_hass.metrics.gnc2 import why_no_pairs
+from lit_hass.metrics.gnc2 import GlobalMean, centred_means, why_no_pairs
 
 
 @dataclass
@@ -64,7 +64,7 @@ _SPREAD = ("mean", "std", "var", "cov", "cov_abs", "min", "max")
 
 
 def add_class_geometry(
-    found: Findings, seen: int, classes: Classes, global_mean: Tensor | None, exponent: float, duplicates: Duplicates
+    found: Findings, seen: int, classes: Classes, global_mean: GlobalMean, exponent: float, duplicates: Duplicates
 ) -> Tensor:
     """Add NC1 (CDNV), NC2 and GNC2 of the eligible classes.
 
@@ -72,7 +72,7 @@ def add_class_geometry(
         found: is added to.
         seen: number of classes seen.
         classes: the eligible ones.
-        global_mean: ``[d]`` less the shift, or None for the mean of the class means.
+        global_mean: which mean the class means are centred by.
         exponent: of CDNV.
         duplicates: see :func:`~lit_hass.metrics.functional.pair_statistics.gnc2_statistics`.
 
@@ -81,8 +81,9 @@ def add_class_geometry(
     """
     few = why_no_pairs(len(classes.ids), seen, "")
     reason = few or "no two classes have different directions"
-    centred = centre(classes.offsets, global_mean)
-    gnc2 = gnc2_statistics(classes.offsets, global_mean, duplicates=duplicates)
+    centred = centred_means(classes, global_mean)
+    middle = centred.new_zeros(centred.shape[1])
+    gnc2 = gnc2_statistics(centred, middle, duplicates=duplicates)
     found.add_moments("gnc2", gnc2.moments, {f"gnc2/{name}": name for name in _SPREAD}, reason)
     distances = cdnv_statistics(classes.offsets, classes.variances, exponent=exponent)
     found.add_moments("cdnv", distances.moments, {"nc1/cdnv": "mean", "nc1/cdnv_std": "std"}, few or "all means equal")
@@ -94,11 +95,11 @@ def add_class_geometry(
     found.add_moments("log_norms", logs, {"nc2/log_norm_mean": "mean", "nc2/log_norm_var": "var"}, reason)
     k = len(centred)
     for name, kind in (("cosines", "cos"), ("dots", "dot")):
-        pairs = product_statistics(classes.offsets, global_mean, similarity=kind)  # type: ignore[arg-type]
+        pairs = product_statistics(centred, middle, similarity=kind)  # type: ignore[arg-type]
         keys = {f"nc2/{kind}_{reduction}": reduction for reduction in ("mean", "std")}
         found.add_moments(name, pairs.moments, keys, reason)
     target = -1 / (k - 1) if k > 1 else math.nan
-    deviation = product_statistics(classes.offsets, global_mean, deviation_from=target).moments
+    deviation = product_statistics(centred, middle, deviation_from=target).moments
     found.add_moments("angle_deviations", deviation, {"nc2/equiangularity": "mean"}, reason)
     found.add("nc2/etf_error", structure_error(centred, centred), reason)
     found.details["n_duplicate_pairs"], found.details["n_zero_mean"] = gnc2.duplicates, gnc2.zero_rows
@@ -136,9 +137,12 @@ def add_duality(found: Findings, centred: Tensor, classifier: Tensor) -> None:
     Args:
         found: is added to.
         centred: ``[K, d]``, centred means; empty with fewer than two.
-        classifier: ``[K, d]`` float64, the output layer's rows of those classes.
+        classifier: ``[K, d]`` float64, the output layer's rows of those classes. If some are not finite, all is NaN.
     """
     reason = "fewer than 2 eligible classes whose mean and classifier row differ from zero"
+    found.details["n_nonfinite_classifier"] = int((~classifier.isfinite().all(1)).sum())
+    if unusable := why_no_classifier(found.details["n_nonfinite_classifier"]):
+        reason, centred, classifier = unusable, centred[:0], classifier[:0]
     cosines = similarities(classifier, centred)
     usable = ~cosines.isnan()
     found.details["n_zero_classifier"] = int((classifier == 0).all(1).sum())
@@ -152,7 +156,7 @@ def add_duality(found: Findings, centred: Tensor, classifier: Tensor) -> None:
     found.add("nc3/frobenius", papyan_distance(classifier, centred) if len(centred) else math.nan, reason)
 
 
-def add_agreement(found: Findings, counts: Tensor, linear: bool, vocabulary: bool) -> None:
+def add_agreement(found: Findings, counts: Tensor, linear: bool, vocabulary: bool, bad_rows: int = 0) -> None:
     """Add NC4, as far as it was counted.
 
     Args:
@@ -160,6 +164,7 @@ def add_agreement(found: Findings, counts: Tensor, linear: bool, vocabulary: boo
         counts: ``[K, 6]`` int64, columns `NC4_COLUMNS`.
         linear: there was a classifier.
         vocabulary: it chose among all tokens too.
+        bad_rows: its rows that are not finite; with any, what it chose means nothing.
     """
     names = {"nearest_accuracy": "nearest_correct"}
     if linear:
@@ -169,6 +174,9 @@ def add_agreement(found: Findings, counts: Tensor, linear: bool, vocabulary: boo
     totals = dict(zip(NC4_COLUMNS, counts.sum(0).tolist(), strict=True))
     found.details["nc4"] = {name: totals[name] for name in ("rows", *names.values())}
     rows, reason = totals["rows"] or math.nan, "no rows of eligible classes were kept"
+    found.add("nc4/nearest_accuracy", totals[names.pop("nearest_accuracy")] / rows, reason)
+    if bad_rows:
+        rows, counts, reason = math.nan, counts[:0], why_no_classifier(bad_rows)
     for name, column in names.items():
         found.add(f"nc4/{name}", totals[column] / rows, reason)
     if linear:

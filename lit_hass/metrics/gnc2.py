@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_hass.errors import UserError
 from lit_hass.metrics.class_sums import ClassSums
-from lit_hass.metrics.class_table import Classes
+from lit_hass.metrics.class_table import Classes, check_max_classes
 from lit_hass.metrics.functional.moments import Moments, check_reduction
-from lit_hass.metrics.functional.pair_statistics import Duplicates, Kernel, gnc2_statistics
+from lit_hass.metrics.functional.pair_statistics import Duplicates, Kernel, centre, gnc2_statistics
 
 GlobalMean = Literal["unweighted", "weighted"]
 
@@ -67,8 +67,9 @@ class GNC2(ClassSums):
         max_classes: int | None = None,
         **settings: Any,
     ) -> None:
-        check_reduction(reduction)
+        check_reduction(reduction, correction)
         check_global_mean(global_mean)
+        check_max_classes(max_classes)
         # Refuses what does not exist now, not at the end of a run.
         gnc2_statistics(torch.zeros(0, 1), kernel=kernel, duplicates=duplicates)
         super().__init__(num_features, gram=False, **settings)
@@ -80,9 +81,10 @@ class GNC2(ClassSums):
         """Return the reduction over pairs of eligible classes of all ranks, a float64 scalar; NaN where undefined."""
         classes = self.classes()
         eligible = classes.eligible(self.min_samples, self.max_classes)
+        centred = centred_means(eligible, self.global_mean)
         found = gnc2_statistics(
-            eligible.offsets,
-            global_mean_of(eligible, self.global_mean),
+            centred,
+            centred.new_zeros(self.num_features),
             kernel=self.kernel,
             exponent=self.exponent,
             duplicates=self.duplicates,
@@ -119,12 +121,13 @@ def check_global_mean(name: str) -> None:
         raise UserError(f'global_mean must be "unweighted" or "weighted", got {name!r}')
 
 
-def global_mean_of(classes: Classes, name: str) -> Tensor | None:
-    """Return the global mean less the shift, ``[d]``; None stands for the mean of the class means."""
-    if name == "unweighted":
-        return None
-    weights = classes.counts.to(torch.float64)
-    return weights @ classes.offsets / weights.sum()
+def centred_means(classes: Classes, name: str) -> Tensor:
+    """Return the class means less a global mean, ``[K, d]``; those at the global mean up to rounding are exactly 0."""
+    mean = None
+    if name == "weighted" and len(classes.ids):
+        weights = classes.counts.to(torch.float64)
+        mean = weights @ classes.offsets / weights.sum()
+    return centre(classes.offsets, mean, classes.variances)
 
 
 def why_no_pairs(eligible: int, seen: int, otherwise: str) -> str:

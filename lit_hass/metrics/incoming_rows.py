@@ -9,10 +9,11 @@ from torch import Tensor
 
 from lit_hass.metrics.parts import Batch
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 #: Targets with this id are ignored, as losses ignore them.
 IGNORE_INDEX = -100
-# Without a vocabulary's size: an id beyond this is no token, and would cost its size in memory.
-_LARGEST_ID = 2**31
+# Without a vocabulary's size: an id beyond this is no token, and would cost eight times its size in bytes.
+_LARGEST_ID = 2**24
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class RowRules:
         if n_kept < len(ids):
             rows, ids = rows[keep], ids[keep]
             slots, other = (None if x is None else x[keep] for x in (slots, other))
+        if self.num_classes is None and len(ids) and int(ids.max()) >= _LARGEST_ID:
+            raise ValueError(f"token id {int(ids.max())} is above {_LARGEST_ID - 1}: give num_classes if that is right")
         _check_range("token id", ids, self.num_classes or _LARGEST_ID)
         counted = None
         if slots is not None:
@@ -98,6 +101,10 @@ class RowRules:
         return batch.select(finite) if n_bad else batch, (n_bad, n_ignored, n_special)
 
     def _check_shapes(self, features: Tensor, token_ids: Tensor, states: Tensor | None, paired: Tensor | None) -> None:
+        given = {"features": features, "token_ids": token_ids, "states": states, "paired_features": paired}
+        for name, value in given.items():
+            if not isinstance(value, Tensor) and (value is not None or name in ("features", "token_ids")):
+                raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
         n = len(features) if features.ndim else 0
         for name, tensor, width in (
             ("features", features, self.num_features),
@@ -110,7 +117,7 @@ class RowRules:
             if tuple(tensor.shape) != (n, width) or not tensor.is_floating_point():
                 raise ValueError(f"{name} must be [{n}, {width}] floating, got {tuple(tensor.shape)} {tensor.dtype}")
         for name, codes in (("token_ids", token_ids), ("states", states)):
-            if codes is not None and (tuple(codes.shape) != (n,) or codes.is_floating_point()):
+            if codes is not None and (tuple(codes.shape) != (n,) or codes.dtype not in _INTEGERS):
                 raise ValueError(f"{name} must be [{n}] integers, got {tuple(codes.shape)} {codes.dtype}")
 
 

@@ -39,7 +39,7 @@ def plot_values(values: dict[str, Tensor], ax: Any = None) -> Any:
     ax.bar_label(bars, labels=[f"{x:.4g}" for x in numbers.tolist()], fontsize="small", padding=2)
     ax.set_xscale("symlog")
     ax.invert_yaxis()
-    ax.margins(x=0.2)
+    ax.margins(x=0.2, y=0.01)
     return figure, ax
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_hass.metrics.class_sums import ClassSums
-from lit_hass.metrics.class_table import Classes
+from lit_hass.metrics.class_table import Classes, check_max_classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.group_entropies import GroupedEntropy, grouped_entropy
 from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, check_entropy_settings
@@ -61,6 +61,7 @@ class RowStatistics(ClassSums):
         **settings: Any,
     ) -> None:
         check_entropy_settings(power, base)
+        check_max_classes(max_classes)
         super().__init__(num_features, parts=[*parts, *([RowBuffer(num_features)] if keep_rows else [])], **settings)
         self.power, self.center, self.base, self.eps = power, center, base, eps
         self.keep_rows, self.max_classes = keep_rows, max_classes

@@ -68,6 +68,8 @@ class SVDEntropy(RowStatistics):
         if method not in ("gram", "tsqr") or scope not in ("overall", "class"):
             raise UserError(f"no such method or scope: {method!r}, {scope!r}")
         by_class, tsqr = scope == "class", method == "tsqr"
+        if by_class and tsqr:
+            raise UserError('scope="class" takes the Gram matrices of its rows: there is no method "tsqr" for it')
         super().__init__(
             num_features,
             power=power,

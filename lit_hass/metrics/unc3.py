@@ -8,12 +8,11 @@ from torch import Tensor
 
 from lit_hass.errors import UserError
 from lit_hass.metrics.class_sums import ClassSums
-from lit_hass.metrics.class_table import Classes
-from lit_hass.metrics.classifier_rows import Classifier, ClassifierRows
+from lit_hass.metrics.class_table import Classes, check_max_classes
+from lit_hass.metrics.classifier_rows import Classifier, ClassifierRows, why_no_classifier
 from lit_hass.metrics.functional.moments import Moments, check_reduction
 from lit_hass.metrics.functional.neural_collapse import similarities
-from lit_hass.metrics.functional.pair_statistics import centre
-from lit_hass.metrics.gnc2 import GlobalMean, check_global_mean, global_mean_of, why_no_pairs
+from lit_hass.metrics.gnc2 import GlobalMean, centred_means, check_global_mean, why_no_pairs
 
 
 class UNC3(ClassSums):
@@ -64,8 +63,9 @@ class UNC3(ClassSums):
         max_classes: int | None = None,
         **settings: Any,
     ) -> None:
-        check_reduction(reduction)
+        check_reduction(reduction, correction)
         check_global_mean(global_mean)
+        check_max_classes(max_classes)
         if similarity not in ("cos", "dot"):
             raise UserError(f'similarity must be "cos" or "dot", got {similarity!r}')
         super().__init__(num_features, gram=False, **settings)
@@ -74,11 +74,12 @@ class UNC3(ClassSums):
         self._wrong_classifier = isinstance(classifier, str)
         if isinstance(classifier, str) and classifier != "class_means":
             raise UserError(f'classifier must be a tensor, a function or "class_means", got {classifier!r}')
-        self._rows = ClassifierRows(None if isinstance(classifier, str) else classifier)
+        self._rows = ClassifierRows(None if isinstance(classifier, str) else classifier, num_features)
 
     def set_classifier(self, classifier: Classifier) -> None:
         """Give the classifier again, after pickling has lost a function."""
-        self._rows, self._wrong_classifier = ClassifierRows(classifier), False
+        self._rows, self._wrong_classifier = ClassifierRows(classifier, self.num_features), False
+        self._computed = None
 
     def _before_sync(self) -> None:
         if not self._wrong_classifier:
@@ -88,21 +89,24 @@ class UNC3(ClassSums):
         """Return the reduction over eligible classes of all ranks, a float64 scalar; NaN where undefined.
 
         Classes at the global mean and classes whose classifier row is zero have no cosine; they are left out and
-        counted as ``n_zero_mean`` and ``n_zero_classifier``.
+        counted as ``n_zero_mean`` and ``n_zero_classifier``. With a classifier row that is not finite
+        (``n_nonfinite_classifier``) nothing is defined.
         """
         classes = self.classes()
         eligible = classes.eligible(self.min_samples, self.max_classes)
-        centred = centre(eligible.offsets, global_mean_of(eligible, self.global_mean))
-        values = similarities(self._classifier_of(eligible), centred, self.similarity)
-        zero_mean = int((centred == 0).all(1).sum()) if len(eligible.ids) else 0
-        zero_row = int((self._classifier_of(eligible) == 0).all(1).sum()) if len(eligible.ids) else 0
+        centred, rows = centred_means(eligible, self.global_mean), self._classifier_of(eligible)
+        values = similarities(rows, centred, self.similarity)
+        zero_mean, zero_row = (int((x == 0).all(1).sum()) for x in (centred, rows))
+        bad_rows = int((~rows.isfinite().all(1)).sum())
         moments = Moments.of(values[~values.isnan()])
-        if len(eligible.ids) < 2:
+        if len(eligible.ids) < 2 or bad_rows:
             moments = Moments()  # one class is its own centre
         value = moments.reduced(self.reduction, self.correction)
         undefined = {}
         if reason := moments.reason_undefined(self.reduction):
-            undefined["value"] = why_no_pairs(len(eligible.ids), len(classes.ids), reason)
+            undefined["value"] = why_no_classifier(bad_rows) or why_no_pairs(
+                len(eligible.ids), len(classes.ids), reason
+            )
         details = {
             "value": value,
             **moments.as_dict(self.correction),
@@ -110,6 +114,7 @@ class UNC3(ClassSums):
             "classes_eligible": len(eligible.ids),
             "n_zero_mean": zero_mean,
             "n_zero_classifier": zero_row,
+            "n_nonfinite_classifier": bad_rows,
         }
         self._finish(details, undefined)
         return self._number(value)

@@ -115,6 +115,7 @@ def work(rank):
 """
 
 FAILING = """
+import contextlib
 import pytest
 from lit_hass.errors import RunError, UserError
 from lit_hass.metrics import CollapseMetrics, GNC2, UNC3
@@ -141,9 +142,19 @@ def work(rank):
     metric.compute()
     assert metric.compute_details()["n_rows"] == 4 * size
 
-    metric = GNC2(num_features=3 + rank, sync_on_compute=True)
-    with pytest.raises(RunError, match="different metrics"):
+    # compute() itself fails on one rank, inside torchmetrics' sync
+    metric = CollapseMetrics(num_features=4, classifier=torch.eye(4)[: 4 if rank else 1])
+    metric.update(rows, ids)
+    with pytest.raises(ValueError, match="no row in a classifier") if not rank else contextlib.nullcontext():
         metric.compute()
+    assert metric.row_counts.tolist() == [4, 0, 0, 0] and not metric._is_synced
+    metric.set_classifier(torch.eye(4))
+    metric.compute()
+    assert metric.compute_details()["n_rows"] == 4 * size
+
+    for metric in (GNC2(num_features=3 + rank), GNC2(num_features=3, ignore_ids=[rank])):
+        with pytest.raises(RunError, match="different metrics or settings"):
+            metric.compute()
 """
 
 REFERENCE = """

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
+    from lit_hass.metrics.functional.decline import decline_pattern
     from lit_hass.metrics.functional.group_entropies import (
         ChunkEntropies,
         GroupedEntropy,
         chunk_entropies,
-        decline_pattern,
         grouped_entropy,
     )
     from lit_hass.metrics.functional.moments import Moments
@@ -57,7 +57,7 @@ _HOMES = {
     "cdnv_statistics": "lit_hass.metrics.functional.pair_statistics",
     "chunk_entropies": "lit_hass.metrics.functional.group_entropies",
     "debiased_cka": "lit_hass.metrics.functional.similarity",
-    "decline_pattern": "lit_hass.metrics.functional.group_entropies",
+    "decline_pattern": "lit_hass.metrics.functional.decline",
     "duality_distances": "lit_hass.metrics.functional.neural_collapse",
     "etf_error": "lit_hass.metrics.functional.neural_collapse",
     "gnc2": "lit_hass.metrics.functional.neural_collapse",

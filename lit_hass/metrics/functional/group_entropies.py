@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.metrics.functional.decline import decline_pattern
 from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, check_entropy_settings, distribution, entropy
 
 ChunkRule = Literal["array_split", "floor_last_rest"]
@@ -228,13 +229,3 @@ def chunk_entropies(
     entropies = found.entropies.tolist()
     fall = entropies[0] - entropies[-1]
     return ChunkEntropies(entropies, found.normalized.tolist(), fall, decline_pattern(fall))
-
-
-def decline_pattern(first_minus_last: float) -> str:
-    """Name a fall of the entropy as the original scripts do; their limits are untested."""
-    if math.isnan(first_minus_last):
-        return "undefined"
-    for limit, name in ((0.5, "strong_decline"), (0.1, "moderate_decline"), (0.01, "weak_decline")):
-        if first_minus_last > limit:
-            return name
-    return "no_decline"

@@ -109,11 +109,13 @@ class Moments:
         return f"the mean is smaller than {_NO_MEAN} in size"
 
 
-def check_reduction(reduction: str) -> None:
-    """Refuse a reduction that does not exist.
+def check_reduction(reduction: str, correction: int = 1) -> None:
+    """Refuse a reduction or a correction of the variance that does not exist.
 
     Raises:
         UserError: with the names that do.
     """
+    if correction not in (0, 1):
+        raise UserError(f"correction must be 1 (unbiased) or 0 (of the population), got {correction!r}")
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")

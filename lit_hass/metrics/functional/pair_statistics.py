@@ -27,6 +27,9 @@ DUPLICATE_DISTANCE = 1e-6
 _REFINE_BELOW = 1e-3
 # With so few classes the products cost nothing, and keep all their digits.
 _FLOAT64_CLASSES = 2048
+# What is smaller than this share of the rows behind a mean is the rounding of their sum. (Features in float32 that
+# differ at all differ by more, unless a class has a hundred thousand equal rows and one that differs in its last bit.)
+_ROUNDING = 1e-12
 # Numbers held at a time while distances are computed again: 32 MiB.
 _REFINE_NUMBERS = 2**22
 
@@ -88,7 +91,7 @@ def gnc2_statistics(
         # squared ** (-exponent / 2) and -ln(squared) / 2
         return squared.log_().mul_(-0.5) if kernel == "log" else squared.pow_(-0.5 * exponent)
 
-    moments, count = _distance_moments(unit, value, DUPLICATE_DISTANCE, duplicates, tile, tile_dtype)
+    moments, count = _distance_moments(unit, value, DUPLICATE_DISTANCE**2, None, duplicates, tile, tile_dtype)
     return PairStatistics(moments, count, int((~present).sum()))
 
 
@@ -102,7 +105,8 @@ def cdnv_statistics(
 ) -> PairStatistics:
     """Summarise the class-distance normalised variance over unordered pairs (Galanti et al. 2021).
 
-    (v + v') / 2 / (squared distance of the means) ** exponent. Pairs at the same place are left out and counted.
+    (v + v') / 2 / (squared distance of the means) ** exponent. Pairs at the same place, up to the rounding of a mean of
+    such rows (1e-12 of their size), are left out and counted.
 
     Args:
         class_means: ``[K, d]`` floating.
@@ -118,7 +122,8 @@ def cdnv_statistics(
     def value(squared: Tensor, i: slice, j: slice) -> Tensor:
         return (variances[i, None] + variances[None, j]).mul_(0.5).div_(squared.pow_(exponent))
 
-    moments, count = _distance_moments(centred, value, 0.0, "skip", tile, tile_dtype)
+    sizes = class_means.to(torch.float64).square().sum(1) + class_variances.to(centred)
+    moments, count = _distance_moments(centred, value, 0.0, _ROUNDING**2 * sizes, "skip", tile, tile_dtype)
     return PairStatistics(moments, count)
 
 
@@ -158,10 +163,25 @@ def product_statistics(
     return PairStatistics(moments, zero_rows=zero)
 
 
-def centre(class_means: Tensor, global_mean: Tensor | None = None) -> Tensor:
-    """Return the class means in float64, less the global mean (by default the mean of the class means)."""
+def centre(class_means: Tensor, global_mean: Tensor | None = None, class_variances: Tensor | None = None) -> Tensor:
+    """Return the class means in float64, less the global mean.
+
+    A class at the global mean has no direction, but the rounding of the sums would give it one at random: what is left
+    of a mean is exactly 0 if it is smaller than 1e-12 of the largest mean or of the rows behind it.
+
+    Args:
+        class_means: ``[K, d]`` floating.
+        global_mean: ``[d]``; the mean of the class means where none is given.
+        class_variances: ``[K]``, the mean squared distance of a class's rows from their mean, where it is known.
+    """
     means = class_means.to(torch.float64)
-    return means - (means.mean(0) if global_mean is None else global_mean.to(means))
+    if not len(means):
+        return means
+    centred = means - (means.mean(0) if global_mean is None else global_mean.to(means))
+    size = means.square().sum(1).max()
+    if class_variances is not None:
+        size = size + class_variances.to(means)
+    return centred.masked_fill((centred.square().sum(1) <= _ROUNDING**2 * size)[:, None], 0.0)
 
 
 def _dtype_for(classes: int) -> torch.dtype:
@@ -186,10 +206,15 @@ def _distance_moments(
     rows: Tensor,
     value: Callable[[Tensor, slice, slice], Tensor],
     same: float,
+    floors: Tensor | None,
     duplicates: str,
     tile: int | None,
     tile_dtype: torch.dtype | None,
 ) -> tuple[Moments, int]:
+    """Summarise what ``value`` makes of tiles of squared distances, which it may overwrite.
+
+    Rows whose squared distance is smaller than ``same``, or not above the sum of their ``floors``, are duplicates.
+    """
     tile_dtype = tile_dtype or _dtype_for(len(rows))
     low = rows.to(tile_dtype)
     lengths = rows.square().sum(1)
@@ -198,13 +223,16 @@ def _distance_moments(
         for i, j in _tiles(len(rows), tile, rows.device):
             scale = (lengths[i, None] + lengths[None, j]).to(tile_dtype)
             squared = torch.addmm(scale, low[i], low[j].T, alpha=-2)
-            near = squared <= scale.mul_(_REFINE_BELOW)
+            scale.mul_(_REFINE_BELOW)
+            if floors is not None:
+                scale.add_((2 * (floors[i, None] + floors[None, j])).to(tile_dtype))
+            near = squared <= scale
             if i == j:
                 near.triu_(1)
                 squared.masked_fill_(torch.ones_like(near).tril_(), 1.0)
             skipped = None
             if near.any():
-                skipped = _refine(squared, near, rows[i], rows[j], same, duplicates)
+                skipped = _refine(squared, near, rows, floors, (i.start, j.start), same, duplicates)
                 found += int(skipped.sum())
             values = value(squared, i, j)
             if skipped is not None and duplicates == "skip" and skipped.any():
@@ -216,18 +244,29 @@ def _distance_moments(
     return moments, found
 
 
-def _refine(squared: Tensor, near: Tensor, a: Tensor, b: Tensor, same: float, duplicates: str) -> Tensor:
-    """Compute near entries of a tile again in place; return where the duplicates are."""
+def _refine(
+    squared: Tensor,
+    near: Tensor,
+    rows: Tensor,
+    floors: Tensor | None,
+    corner: tuple[int, int],
+    same: float,
+    duplicates: str,
+) -> Tensor:
+    """Compute near entries of the tile at a corner again in place; return where the duplicates are."""
     found = torch.zeros_like(near)
     where_i, where_j = near.nonzero(as_tuple=True)
-    block = max(1, _REFINE_NUMBERS // max(1, a.shape[1]))
+    block = max(1, _REFINE_NUMBERS // max(1, rows.shape[1]))
     for start in range(0, len(where_i), block):
         i, j = where_i[start : start + block], where_j[start : start + block]
-        exact = (a[i] - b[j]).square().sum(1)
-        double = exact.sqrt() <= same if same == 0 else exact.sqrt() < same
+        a, b = i + corner[0], j + corner[1]
+        exact = (rows[a] - rows[b]).square().sum(1)
+        double = exact < same
+        if floors is not None:
+            double |= exact <= floors[a] + floors[b]
         found[i, j] = double
         if duplicates == "clamp":
-            exact = exact.masked_fill(double, same * same)
+            exact = exact.masked_fill(double, same)
         elif duplicates == "inf":
             exact = exact.masked_fill(double, 0.0)
         else:
