@@ -16,6 +16,8 @@ from callbacks.answer_writer import AnswerWriter
 from lit_hass.errors import RunError, UserError
 from lit_hass.records import is_failed, read_answers
 from lit_hass.reports import compare_runs, print_comparison, write_comparison
+from lit_hass.reports.collapse_files import write_page
+from lit_hass.reports.collapse_run import METRICS_FILE, PAGE
 from lit_hass.reports.comparison_view import to_markdown
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class ComparisonReport(Callback):
         self.lossless = self.comparison["lossless"] is not False
         folder = parts[0].parent
         write_comparison(folder, self.comparison)
+        if any((part / METRICS_FILE).exists() for part in parts):
+            write_page(folder / PAGE, folder)
         self._log(trainer)
         _print(self.comparison)
         log.info("wrote comparison.json, comparison.md, comparison.png and report.html into %s", folder)

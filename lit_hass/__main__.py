@@ -23,11 +23,15 @@ run a job with the LightningCLI (-c FILE, any number of times):
   evaluate         answer questions with a base and with its draft, and compare
   predict          answer questions with a model
   fit              train a base model or a draft
+  star             generate rationales, keep the correct ones, train on them, and again
   validate, test   evaluate a module on its DataModule
 
 without Lightning:
   compare          compare a run with a draft to one without: speedup, acceptance, same tokens
+  report           show what runs left: representation collapse, speed, memory; several side by side
+  lengths          measure prompts and answers; recommend gen_length, max_length and the batch that fits
   make-data        write questions of a shipped benchmark
+  wordpiece        train a WordPiece vocabulary, encode with it, and compare it with BPE: train, encode, bench
 
 options:
   -h, --help       this text; lit-hass VERB --help explains a verb
@@ -43,10 +47,14 @@ try:
   lit-hass evaluate
 """
 
-_LIGHTNING_VERBS = ("evaluate", "fit", "validate", "test", "predict")
+_LIGHTNING_VERBS = ("evaluate", "star", "fit", "validate", "test", "predict")
 
 
 def _make_data(args: list[str]) -> int:
+    if args[:1] == ["sums"]:
+        from lit_hass.data.sums.verb import make_data as make_sums
+
+        return make_sums(args[1:])
     from lit_hass.data.html_to_tsv.verb import make_data
 
     return make_data(args)
@@ -58,7 +66,31 @@ def _compare(args: list[str]) -> int:
     return compare(args)
 
 
-_LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {"compare": _compare, "make-data": _make_data}
+def _wordpiece(args: list[str]) -> int:
+    from lit_hass.tokenization.verb import wordpiece
+
+    return wordpiece(args)
+
+
+def _report(args: list[str]) -> int:
+    from lit_hass.reports.report_verb import report
+
+    return report(args)
+
+
+def _lengths(args: list[str]) -> int:
+    from lit_hass.reports.lengths_verb import lengths
+
+    return lengths(args)
+
+
+_LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "compare": _compare,
+    "report": _report,
+    "lengths": _lengths,
+    "make-data": _make_data,
+    "wordpiece": _wordpiece,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +152,10 @@ def _dispatch(args: list[str]) -> int:
     if args[0] in _LIGHT_VERBS:
         return _LIGHT_VERBS[args[0]](args[1:])
     if args[0] in _LIGHTNING_VERBS:
+        if args[0] == "star":
+            from lit_hass.star.loop import star
+
+            return star(args[1:])
         from lit_hass.cli import main as lightning_main
 
         return lightning_main(args)

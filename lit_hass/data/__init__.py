@@ -9,19 +9,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lit_hass.data.commonsense_qa_datamodule import CommonsenseQADataModule
+    from lit_hass.data.completion_datamodule import CompletionDataModule
     from lit_hass.data.conversation_datamodule import ConversationDataModule
     from lit_hass.data.html_to_tsv_datamodule import HTMLToTSVDataModule
+    from lit_hass.data.perplexity_datamodule import PerplexityDataModule
     from lit_hass.data.question_datamodule import QuestionDataModule
     from lit_hass.data.text_datamodule import TextDataModule
 
 _HOMES = {
+    "CommonsenseQADataModule": "lit_hass.data.commonsense_qa_datamodule",
+    "CompletionDataModule": "lit_hass.data.completion_datamodule",
     "ConversationDataModule": "lit_hass.data.conversation_datamodule",
     "HTMLToTSVDataModule": "lit_hass.data.html_to_tsv_datamodule",
+    "PerplexityDataModule": "lit_hass.data.perplexity_datamodule",
     "QuestionDataModule": "lit_hass.data.question_datamodule",
     "TextDataModule": "lit_hass.data.text_datamodule",
 }
 
-__all__ = ("ConversationDataModule", "HTMLToTSVDataModule", "QuestionDataModule", "TextDataModule")
+__all__ = (
+    "CommonsenseQADataModule",
+    "CompletionDataModule",
+    "ConversationDataModule",
+    "HTMLToTSVDataModule",
+    "PerplexityDataModule",
+    "QuestionDataModule",
+    "TextDataModule",
+)
 
 
 def __getattr__(name: str) -> object:

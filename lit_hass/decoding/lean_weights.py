@@ -83,6 +83,23 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return f"{type(model).__name__} is not one of the families {', '.join(FAMILIES)}"
     if not type(model).__name__.endswith("ForCausalLM"):
         return f"{type(model).__name__} is not a causal language model"
+    if (reason := unsupported_config(config)) is not None:
+        return reason
+    parameters = list(model.parameters())
+    if len({(p.device, p.dtype) for p in parameters}) != 1 or parameters[0].device.type == "meta":
+        return "weights on several devices or in several dtypes"
+    for name, module in model.named_modules():
+        if hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks:
+            return f"a hook on {name or 'the model'}"
+        if name.endswith(("_proj", "lm_head")) and type(module) is not nn.Linear:
+            return f"{name} is a {type(module).__name__}"
+    return None
+
+
+def unsupported_config(config: Any) -> str | None:
+    """Return what in a configuration keeps the lean forward from running its model, or None for nothing."""
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} is not one of the families {', '.join(FAMILIES)}"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in STATIC_ROPE:
         return f"rotary embedding of type {rope}"
@@ -92,14 +109,6 @@ def unsupported(model: PreTrainedModel) -> str | None:
     kinds = getattr(config, "layer_types", None)
     if window is not None and (kinds is None or "sliding_attention" in kinds):
         return "a sliding window"
-    parameters = list(model.parameters())
-    if len({(p.device, p.dtype) for p in parameters}) != 1 or parameters[0].device.type == "meta":
-        return "weights on several devices or in several dtypes"
-    for name, module in model.named_modules():
-        if hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks:
-            return f"a hook on {name or 'the model'}"
-        if name.endswith(("_proj", "lm_head")) and type(module) is not nn.Linear:
-            return f"{name} is a {type(module).__name__}"
     return None
 
 

@@ -120,9 +120,14 @@ class TokenLengths(Metric):
         self.longest = self.longest.clamp(min=counted.longest)
 
     def _read(self) -> LengthHistogram:
-        states = {name: getattr(self, name).cpu() for name in ("ended", "cut")}
-        numbers = {name: int(getattr(self, name)) for name in ("total", "longest", "batched", "cells")}
-        return LengthHistogram(**{name: state.numpy() for name, state in states.items()}, **numbers)
+        return LengthHistogram(
+            ended=self.ended.cpu().numpy(),
+            cut=self.cut.cpu().numpy(),
+            total=int(self.total),
+            longest=int(self.longest),
+            batched=int(self.batched),
+            cells=int(self.cells),
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> TokenLengths:
         # A cast of the module around it must not turn counts into floats, which end at 2^24.

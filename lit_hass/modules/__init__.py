@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lit_hass.modules.evaluation import EvaluationModule, EvaluationOutcome
     from lit_hass.modules.generation import GenerationModule
     from lit_hass.modules.language_modeling import LanguageModelingModule
+    from lit_hass.modules.perplexity import PerplexityModule
+    from lit_hass.modules.rationale import RationaleModule
 
 _HOMES = {
     "DraftTrainingModule": "lit_hass.modules.draft_training",
@@ -17,6 +19,8 @@ _HOMES = {
     "EvaluationOutcome": "lit_hass.modules.evaluation",
     "GenerationModule": "lit_hass.modules.generation",
     "LanguageModelingModule": "lit_hass.modules.language_modeling",
+    "RationaleModule": "lit_hass.modules.rationale",
+    "PerplexityModule": "lit_hass.modules.perplexity",
 }
 
 __all__ = (
@@ -25,6 +29,8 @@ __all__ = (
     "EvaluationOutcome",
     "GenerationModule",
     "LanguageModelingModule",
+    "PerplexityModule",
+    "RationaleModule",
 )
 
 

@@ -19,6 +19,7 @@ from lit_hass.decoding import (
     TreeConfig,
     derive_seed,
 )
+from lit_hass.decoding.lean import LeanForward
 from lit_hass.errors import RunError, UserError
 from lit_hass.models import (
     check_base,
@@ -34,6 +35,7 @@ from lit_hass.models import (
 )
 from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
 from lit_hass.modules.memory import peak_memory, reset_peak_memory
+from lit_hass.modules.out_of_memory import batch_that_fits, is_out_of_memory
 from lit_hass.modules.threads import choose_threads
 
 log = logging.getLogger(__name__)
@@ -160,6 +162,10 @@ class GenerationModule(LightningModule):
         reset_peak_memory(self.device)
         try:
             outcomes = self._answer(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(self._too_large(batch, error)) from error
         except (RunError, UserError) as error:
             # One row without a finite logit, or with ids that the model does not have, stops its batch. Asking again
             # one by one leaves only the culprit failed.
@@ -169,6 +175,21 @@ class GenerationModule(LightningModule):
             outcome.peak_memory = memory
             outcome.collected_features = self.collect_features
         return outcomes
+
+    def _too_large(self, batch: QuestionBatch, error: BaseException) -> str:
+        """What to say when memory was short for a batch: a question is never left out for that."""
+        assert self.decoder is not None
+        prompts = [batch.prompting.encode(question.turns[:1], []) for question in batch.questions]
+        rows, longest = len(prompts) * batch.num_choices, max(map(len, prompts))
+        forward = self.decoder.forward
+        own = isinstance(forward, LeanForward)
+        fits = batch_that_fits(forward.model, rows, longest, self.max_new_tokens, own) // batch.num_choices
+        cure = f"--data.batch_size {fits} would fit by formula" if fits else "not even one question fits by formula"
+        return (
+            f"out of memory with {len(prompts)} questions of up to {longest} tokens ({rows} rows) and "
+            f"{self.max_new_tokens} new tokens each; {cure}. What is answered is kept: run again with this version. "
+            f"({(str(error) or 'MemoryError').splitlines()[0]})"
+        )
 
     def _warm_up(self, batch: QuestionBatch) -> None:
         """Generate the first question's answers and throw them away."""

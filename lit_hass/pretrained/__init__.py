@@ -6,6 +6,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lit_hass.errors import UserError
@@ -32,3 +33,9 @@ def questions_file(path_or_name: str) -> Path:
     if path.exists():
         return path
     raise UserError(f"{path_or_name}: no such question file; shipped benchmarks: {', '.join(names()) or 'none'}")
+
+
+def text_file(name: str) -> Path | None:
+    """The text that comes with the package under this name; None where there is none of it."""
+    path = _HERE / name / "text.txt"
+    return path if re.fullmatch(r"\w+", name) and path.is_file() else None

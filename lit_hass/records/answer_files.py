@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,9 @@ def read_answers(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return answers
 
 
-def iter_intact(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def iter_intact(
+    path: str | os.PathLike[str], parse: Callable[[Any], object] = parse_answer
+) -> Iterator[dict[str, Any]]:
     r"""Read a shard that a killed process may have left torn, whole answers only.
 
     A line counts once its ``\n`` is there: what follows the last one is being written, or was when the process died,
@@ -182,6 +184,7 @@ def iter_intact(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
     Args:
         path: A shard; a file that is gone counts as empty.
+        parse: Raises ValueError for an object that is no line of such a shard.
 
     Yields:
         The objects of the lines that are whole answers. A broken line amid whole ones is logged as a warning.
@@ -200,7 +203,7 @@ def iter_intact(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             obj = parse_object(line)
-            parse_answer(obj)
+            parse(obj)
         except ValueError as error:
             # The question is simply not done then: it is asked again.
             _log.warning("%s:%d: passed over: %s", path, number, error)

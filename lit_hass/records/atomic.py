@@ -112,6 +112,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     _write(Path(path), [encode(text)])
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file of bytes, such as a picture, atomically.
+
+    Raises:
+        UserError: The folder cannot be written to; names folder and cause.
+        RunError: The disk is full or failed.
+    """
+    _write(Path(path), [content])
+
+
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
     r"""Write lines atomically, each ended by ``\n``; the iterable is consumed while writing.
 

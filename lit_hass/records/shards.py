@@ -8,7 +8,7 @@ are together, so that a question found twice is no harm.
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,26 @@ class ShardWriter:
     Args:
         folder: The run folder; made if need be.
         rank: Global rank of the process, from 0.
+        name: What the lines are; the shard is ``{name}.rank{rank}.jsonl``.
+        parse: Raises ValueError for an object that is no such line.
 
     Raises:
         UserError: The folder cannot be written to.
         RunError: The disk is full or failed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        rank: int,
+        name: str = "answers",
+        parse: Callable[[Any], object] = parse_answer,
+    ) -> None:
         """Check the folder and mend the shard."""
         if rank < 0:
             raise ValueError(f"rank must not be negative, found {rank}")
-        self.path = RunFolder(ensure_writable(folder)).shard(rank)
+        self.path = ensure_writable(folder) / f"{name}.rank{rank}.jsonl"
+        self._parse = parse
         self._file: io.FileIO | None = None
         self._closed = False
         try:
@@ -65,7 +74,7 @@ class ShardWriter:
         for answer in answers:
             # Checked here, since readers would pass such a line over and the question would be missing for ever.
             plain = to_jsonable(answer)
-            parse_answer(plain)
+            self._parse(plain)
             lines.append(encode(to_json(plain)) + b"\n")
         if not lines:
             return

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lit_hass.errors import EXIT_FAILED, EXIT_OK
+from lit_hass.errors import EXIT_FAILED, EXIT_OK, UserError
 from lit_hass.records import ensure_writable
 from lit_hass.reports.comparison import compare_runs
 from lit_hass.reports.comparison_files import write_comparison
 from lit_hass.reports.comparison_view import print_comparison
+from lit_hass.reports.perplexity_compare import compare_perplexity
+from lit_hass.reports.perplexity_compare_view import print_perplexity_comparison, write_perplexity_comparison
+from lit_hass.reports.perplexity_files import is_perplexity_run
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,9 @@ def compare(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lit-hass compare",
         description="Compare a run with a draft to one without: speedup with its uncertainty, acceptance length, exact "
-        "match, and whether the tokens are the same. Pairs that differ in more than the draft are refused.",
+        "match, and whether the tokens are the same. Pairs that differ in more than the draft are refused. Two "
+        "perplexity runs, such as a dense and a pruned model's, are compared protocol by protocol and document by "
+        "document.",
         epilog="exit status: 0 done; 1 the second run lost tokens that had to be the baseline's; 2 the runs cannot be "
         "compared",
     )
@@ -43,6 +48,8 @@ def compare(args: list[str]) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     options = parser.parse_args(args)
+    if is_perplexity_run(options.baseline) or is_perplexity_run(options.hass):
+        return _compare_perplexity(options)
     comparison = compare_runs(
         options.baseline, options.hass, options.allow_differences, options.resamples, options.seed
     )
@@ -58,4 +65,21 @@ def compare(args: list[str]) -> int:
     if comparison["lossless"] is False:
         log.error("the second run is not lossless")
         return EXIT_FAILED
+    return EXIT_OK
+
+
+def _compare_perplexity(options: argparse.Namespace) -> int:
+    for path in (options.baseline, options.hass):
+        if not is_perplexity_run(path):
+            raise UserError(f"{path}: is no perplexity run, and the other one is")
+    comparison = compare_perplexity(options.baseline, options.hass, options.allow_differences)
+    other = Path(options.hass)
+    out = Path(options.out) if options.out else (other if other.is_dir() else other.parent) / "comparison"
+    write_perplexity_comparison(out, comparison)
+    console = Console()
+    with console.capture() as text:
+        print_perplexity_comparison(comparison, console)
+    sys.stdout.write(text.get())
+    sys.stdout.flush()
+    log.info("wrote comparison.json and comparison.md into %s", out)
     return EXIT_OK

@@ -54,6 +54,8 @@ def compare_runs(
         * ``acceptance``: of both runs, null without a draft (see `generation_statistics`).
         * ``agreement``: see `token_agreement`. ``exact_match``: of both runs, and of how many answers both, one or the
           other match. ``cost_model``: see there.
+        * ``collapse``: of both runs ``svd_entropy``, ``gnc2``, ``unc3`` and ``cka`` of the draft's features with the
+          base's, from their ``collapse_metrics.json``; null where there is none.
         * ``categories``: the main figures by category; ``category_source``.
         * ``questions``: the same by question. ``joined``: how many questions, choices and turns that are.
         * ``undefined``: reason -> count, for what was left out.
@@ -115,6 +117,7 @@ def _compare(
         "acceptance": {"baseline": _acceptance(baseline), "hass": _acceptance(hass)},
         "agreement": agreement,
         "exact_match": _exact_match(questions),
+        "collapse": {"baseline": _collapse(baseline), "hass": _collapse(hass)},
         "cost_model": cost_model(questions, tau_micro(a for q in questions for a in q.accepted)),
         "categories": _by_category(questions, bootstrap),
         "category_source": category_source,
@@ -159,6 +162,16 @@ def _about(run: ComparedRun) -> dict[str, Any]:
 
 def _acceptance(run: ComparedRun) -> dict[str, Any] | None:
     return generation_statistics(run.answers, nodes_per_step=run.nodes_per_step)["acceptance"]
+
+
+def _collapse(run: ComparedRun) -> dict[str, Any] | None:
+    if run.collapse is None:
+        return None
+    overall, family = run.collapse.get("overall_metrics") or {}, run.collapse.get("family") or {}
+    return {
+        **{name: overall.get(name) for name in ("svd_entropy", "gnc2", "unc3")},
+        "cka": (family.get("answer") or {}).get("cka/linear"),
+    }
 
 
 def _exact_match(questions: Sequence[JoinedQuestion]) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lit_hass.reports.html_page import NOTHING
+
 #: Columns of `figure_rows`.
 FIGURE_COLUMNS = ("", "baseline", "hass", "ratio", "95% interval")
 #: Columns of `category_rows`.
 CATEGORY_COLUMNS = (
     "category", "questions", "speedup", "95% interval", "decoding only", "acceptance", "exact match", "identical",
 )  # fmt: skip
-#: Stands for what is undefined or unknown.
-NOTHING = "–"
 _MOST_DEPTHS = 4
+_COLLAPSE = {"SVD entropy": "svd_entropy", "GNC2": "gnc2", "UNC3": "unc3", "CKA of draft and base": "cka"}
 
 
 class FigureRow(NamedTuple):
@@ -89,7 +90,17 @@ def figure_rows(comparison: dict[str, Any]) -> list[FigureRow]:
         rows.append(FigureRow("identical tokens", "", share(agreement["identical_token_share"])))
     else:
         rows.append(FigureRow("identical texts", "", share(agreement["identical_text_share"])))
-    return rows
+    return rows + _collapse_rows(comparison["collapse"])
+
+
+def _collapse_rows(collapse: dict[str, Any]) -> list[FigureRow]:
+    """Of the features behind prompts and answers, where they were collected."""
+    found = [collapse[run] or {} for run in ("baseline", "hass")]
+    return [
+        FigureRow(label, *(number(each.get(key), 4) for each in found))
+        for label, key in _COLLAPSE.items()
+        if any(each.get(key) is not None for each in found)
+    ]
 
 
 def _speed_row(label: str, speed: dict[str, Any]) -> FigureRow:

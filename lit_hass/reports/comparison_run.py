@@ -35,6 +35,7 @@ class ComparedRun:
         settings: what decides the answers (``run_key.json``); None where nobody wrote it down.
         statistics: its ``statistics.json``; None where there is none.
         finished: whether the answers were merged and no unfinished resume lies beside them.
+        collapse: its ``collapse_metrics.json``; None where there is none.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ComparedRun:
     settings: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
     finished: bool = True
+    collapse: dict[str, Any] | None = None
     answered: dict[QuestionId, dict[str, Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,12 @@ def read_run(path: str | os.PathLike[str]) -> ComparedRun:
     answers = _unambiguous(folder.answers, folder.read_answers())
     key = read_key(path)
     return ComparedRun(
-        path, answers, None if key is None else dict(key.settings), _read_statistics(folder), folder.is_finished
+        path,
+        answers,
+        None if key is None else dict(key.settings),
+        _read_object(folder.statistics),
+        folder.is_finished,
+        _read_object(path / "collapse_metrics.json"),
     )
 
 
@@ -130,16 +137,16 @@ def _unambiguous(path: Path, answers: list[dict[str, Any]]) -> list[dict[str, An
     return answers
 
 
-def _read_statistics(folder: RunFolder) -> dict[str, Any] | None:
-    if not folder.statistics.exists():
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
         return None
     try:
-        statistics = json.loads(folder.statistics.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder.statistics}: cannot be read: {error}") from error
-    if not isinstance(statistics, dict):
-        raise UserError(f"{folder.statistics}: a JSON object is expected")
-    return statistics
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return found
 
 
 def read_categories(runs: Sequence[ComparedRun]) -> tuple[dict[QuestionId, str], str | None]:

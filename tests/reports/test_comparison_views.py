@@ -66,6 +66,27 @@ def test_the_table_has_the_figures_and_fits_80_columns(tmp_path: Path) -> None:
     assert len(table) == 1 + len(figure_rows(found)) and max(map(len, text.splitlines())) <= 80
 
 
+def test_collapse_stands_in_the_table_where_it_was_measured(tmp_path: Path) -> None:
+    plain = comparison(tmp_path / "plain")
+    assert plain["collapse"] == {"baseline": None, "hass": None}
+    assert not any(row.label in ("SVD entropy", "GNC2", "UNC3") for row in figure_rows(plain))
+    for run, cka in (("baseline", None), ("hass", 0.5)):
+        (tmp_path / "measured" / run).mkdir(parents=True)
+        (tmp_path / "measured" / run / "collapse_metrics.json").write_text(
+            json.dumps(
+                {
+                    "overall_metrics": {"svd_entropy": 3.25, "gnc2": -0.5, "unc3": None},
+                    "family": {"answer": {"cka/linear": cka}},
+                }
+            )
+        )
+    found = comparison(tmp_path / "measured")
+    rows = {row.label: row[1:3] for row in figure_rows(found)}
+    assert rows["SVD entropy"] == ("3.2500", "3.2500") and rows["GNC2"] == ("-0.5000", "-0.5000")
+    assert "UNC3" not in rows and rows["CKA of draft and base"][1] == "0.5000"
+    assert all(label in printed(found) and label in to_markdown(found) for label in ("SVD entropy", "GNC2"))
+
+
 def test_a_loss_and_differences_are_loud_everywhere(tmp_path: Path) -> None:
     found = comparison(tmp_path, broken=True)
     for text in (printed(found), to_markdown(found), to_html(found, b"")):

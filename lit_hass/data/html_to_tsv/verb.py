@@ -20,7 +20,9 @@ def make_data(args: list[str]) -> int:
         UserError: the arguments cannot be used, or the file cannot be written.
     """
     parser = argparse.ArgumentParser(
-        prog="lit-hass make-data", description="Write questions of a shipped benchmark, in MT-bench's format."
+        prog="lit-hass make-data",
+        description="Write questions of a shipped benchmark, in MT-bench's format.",
+        epilog="lit-hass make-data sums --help: multiple-choice sums, in CommonsenseQA's schema",
     )
     parser.add_argument("benchmark", choices=("html_to_tsv",), help="HTML tables in, TSV out")
     parser.add_argument("--n", type=int, default=80, help="how many questions (default: %(default)s)")

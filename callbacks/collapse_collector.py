@@ -1,0 +1,268 @@
+"""Collapse metrics of the features that a run computes anyway."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.answer_writer import AnswerWriter
+from callbacks.feature_buffer import FeatureBuffer
+from lit_hass.errors import UserError
+from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureSequence
+from lit_hass.features.class_views import class_means, class_quantities
+from lit_hass.features.run_model import model_of, tokenizer_of
+from lit_hass.ranks import on_rank_zero
+from lit_hass.records import QuestionId, completed_ids
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "torchmetrics", "lit-hass")
+
+
+class CollapseCollector(Callback):
+    """Take the features out of a run's outcomes, pair each with its next token, and measure their collapse.
+
+    It sets the module's switch ``collect_features`` while a run lasts. Decoders then hand over what they compute
+    anyway, with the state of each token (prompt, accepted, rejected, bonus, baseline), so there is no second forward;
+    timings of a ``predict`` run are marked as taken while collecting, and ``evaluate`` collects in a pass of its own
+    that nobody times. Works with ``predict`` of a `GenerationModule` (with a draft or without), of an
+    `EvaluationModule` (one collector per method), and with ``test`` of a `PerplexityModule` (all rows are prompt).
+
+    A question counts when every method of the run answered it; failed questions have no features. With a
+    `FeatureBuffer` of the same method the features survive a kill: rows are on the disk before the answer line they
+    belong to. For that the collector moves itself in front of the `AnswerWriter` in ``trainer.callbacks``.
+
+    Args:
+        config: what to collect and how to measure it.
+        method: which of the module's methods; None for a module with one.
+
+    Attributes:
+        metrics: after the run, on every rank: see `get_collapse_metrics`.
+    """
+
+    def __init__(self, config: CollapseConfig = CollapseConfig(), method: str | None = None) -> None:
+        """See the class."""
+        self.config, self.method = config, method
+        self.metrics: dict[str, Any] | None = None
+        self._measurement: CollapseMeasurement | None = None
+        self._buffer: FeatureBuffer | None = None
+        self._meta: dict[str, Any] = {}
+        self._views: tuple[Any, dict[str, Tensor]] | None = None
+        self._warned = False
+
+    def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """Refuse what cannot be collected, before anything is loaded.
+
+        Raises:
+            UserError: the module gives no features or has other methods, a layer that decoders do not give, or two
+                collectors of one method.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(c, CollapseCollector) and c.method == self.method for c in callbacks) > 1:
+            raise UserError("trainer.callbacks has two CollapseCollectors of one method")
+        if not hasattr(module, "collect_features"):
+            raise UserError(f"CollapseCollector works with a module that gives features, not {type(module).__name__}")
+        known: tuple[Any, ...] = getattr(module, "methods", (None,))
+        if self.method not in known:
+            needed = "one CollapseCollector for each of " + ", ".join(known) if known != (None,) else "no method"
+            raise UserError(f"CollapseCollector.method is {self.method!r}; {type(module).__name__} takes {needed}")
+        if self.config.layer != -1:
+            raise UserError(
+                f"collapse.layer is {self.config.layer}: a run's features are those of the last layer (-1); for others "
+                "use lit_hass.features.extract_features(model, input_ids, attention_mask, layer)"
+            )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stand in front of the answer writers."""
+        self.metrics, self._views = None, None
+        self.check(trainer, pl_module, None)
+        if stage == "predict":
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            # A new list: Lightning is going through the old one.
+            first = [c for c in callbacks if isinstance(c, CollapseCollector | FeatureBuffer)]
+            trainer.callbacks = first + [c for c in callbacks if c not in first]  # type: ignore[attr-defined]
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on with what an earlier process left; collective."""
+        writers = [c for c in trainer.callbacks if isinstance(c, AnswerWriter)]  # type: ignore[attr-defined]
+        mine = next((writer for writer in writers if writer.method == self.method), None)
+        lasting = mine is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        answered = on_rank_zero(trainer, lambda: _answered(writers)) if lasting else set()
+        folder = mine.folder / "features" if lasting and mine is not None else None
+        if folder is not None and answered and _buffer(trainer, self.method) is None:
+            raise UserError(
+                f"{folder.parent}: {len(answered)} questions are answered already, and only a FeatureBuffer could have "
+                "kept their features: add callbacks.FeatureBuffer to both runs, or begin a new one"
+            )
+        self._begin(trainer, pl_module, folder, answered)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin(trainer, pl_module, None, set())
+
+    def _begin(self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId]) -> None:
+        model = model_of(module)
+        data: Any = getattr(trainer, "datamodule", None)
+        draft = getattr(module, "draft", None) if self.method in (None, "hass") else None
+        self._measurement = CollapseMeasurement.for_model(
+            model, tokenizer_of(module, data), self.config, paired=draft is not None, folder=folder,
+            rank=trainer.global_rank,
+        )  # fmt: skip
+        self._buffer = _buffer(trainer, self.method)
+        if self._buffer is not None:
+            self._buffer.open(trainer, self._measurement, folder, answered)
+        module.collect_features = True
+        name = getattr(module, "model_id", None) or str(getattr(module, "base", type(module).__name__))
+        self._meta = {
+            "model": module.model_name(self.method) if self.method is not None else name,
+            "method": self.method,
+            "draft": None if draft is None else str(draft),
+            "question_file": getattr(data, "question_name", None),
+            "feature_dtype": str(self._measurement.store.storage_dtype(model.dtype)).removeprefix("torch."),
+            "world_size": trainer.world_size,
+            "versions": {package.replace("-", "_"): version(package) for package in _PACKAGES},
+        }
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the batch's features, before its answers are written."""
+        found: list[tuple[QuestionId, list[FeatureSequence]]] = []
+        for outcome in outputs:
+            parts = [outcome] if self.method is None else list(outcome.parts.values())
+            mine = outcome if self.method is None else outcome.parts[self.method]
+            if any(part.error is not None for part in parts):
+                self._count("questions_failed")
+                continue
+            found.append((mine.question.question_id, _sequences(mine)))
+        self._record(found)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the batch's features; a batch of windows is one sequence without chunks of its own."""
+        features = outputs.get("features") if isinstance(outputs, dict) else None
+        if features is None or not len(features.token_ids):
+            return
+        name = tuple(outputs.get("windows", (trainer.global_rank, dataloader_idx, batch_idx)))
+        outputs["features"] = None
+        self._record([(f"windows {name}", [FeatureSequence.of(("windows", *name), features)])])
+
+    def _record(self, found: list[tuple[QuestionId, list[FeatureSequence]]]) -> None:
+        assert self._measurement is not None
+        if any(not sequences for _, sequences in found) and not self._warned:
+            log.warning("the module gave no features for an answered question; they are counted")
+            self._warned = True
+        if self._buffer is not None:
+            self._buffer.record(found)
+            return
+        for _, sequences in found:
+            self._measurement.add_question(sequences)
+
+    def _count(self, name: str) -> None:
+        assert self._measurement is not None
+        counts = self._measurement.counts
+        counts[name] = counts.get(name, 0) + 1
+
+    def get_collapse_metrics(self, sync: bool = True) -> dict[str, Any]:
+        """Return all metrics as plain JSON types (None where undefined); after the run those of its end.
+
+        Args:
+            sync: over all ranks, a collective call; False is this rank's share so far.
+
+        Raises:
+            UserError: nothing is being collected.
+        """
+        if sync and self.metrics is not None:
+            return self.metrics
+        if self._measurement is None:
+            raise UserError("CollapseCollector has no features: no run has begun")
+        metrics = self._measurement.get_collapse_metrics(sync)
+        metrics["meta"] |= {**self._meta, "questions": metrics["counts"].get("questions", 0)}
+        return metrics
+
+    def class_means(self, limit: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids ``[K]``, counts ``[K]`` and means ``[K, d]`` of the most frequent eligible classes of all ranks.
+
+        Collective during a run; after it what was found at its end.
+
+        Args:
+            limit: at most so many.
+        """
+        ids, counts, means = self._class_views()[0]
+        order = counts.argsort(descending=True, stable=True)[:limit]
+        return ids[order], counts[order], means[order]
+
+    def class_quantities(self) -> dict[str, Tensor]:
+        """Return by name one number per eligible class: ``count``, ``norm``, ``variance``, ``classifier_cosine``."""
+        return self._class_views()[1]
+
+    def _class_views(self) -> tuple[Any, dict[str, Tensor]]:
+        if self._views is not None:
+            return self._views
+        if self._measurement is None:
+            raise UserError("CollapseCollector has no features: no run has begun")
+        return class_means(self._measurement), class_quantities(self._measurement)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange and compute, on all ranks; `AnswerWriter` has merged the answers before."""
+        self.metrics, self._views = self.get_collapse_metrics(), self._class_views()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange and compute, on all ranks."""
+        self.metrics, self._views = self.get_collapse_metrics(), self._class_views()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Switch off, and let go of all memory."""
+        self._release(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Switch off, and let go of all memory."""
+        self._release(pl_module)
+
+    def _release(self, module: Any) -> None:
+        if hasattr(module, "collect_features"):
+            module.collect_features = False
+        if self._measurement is not None and self._buffer is None:
+            self._measurement.clear()
+        self._measurement = self._buffer = None
+
+
+def _sequences(outcome: Any) -> list[FeatureSequence]:
+    """Take the features of all choices and turns out of an outcome; none if one of them has none."""
+    found = []
+    for choice, turns in enumerate(outcome.choices):
+        for turn, each in enumerate(turns):
+            features, each.generation.features = each.generation.features, None
+            if features is not None:
+                found.append(FeatureSequence.of((outcome.question.question_id, choice, turn), features))
+    return found if len(found) == sum(map(len, outcome.choices)) else []
+
+
+def _answered(writers: list[AnswerWriter]) -> set[QuestionId]:
+    """Questions that are not asked again: those that every method has answered."""
+    return set.intersection(*(completed_ids(writer.folder) for writer in writers))
+
+
+def _buffer(trainer: Trainer, method: str | None) -> FeatureBuffer | None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FeatureBuffer) and callback.method == method:
+            return callback
+    return None

@@ -1,0 +1,304 @@
+"""Collapse metrics of a model's features, from the first row to the numbers; the collector without a Trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_hass.errors import UserError
+from lit_hass.features.config import CollapseConfig
+from lit_hass.features.extraction import special_ids
+from lit_hass.features.rows import RowBlock
+from lit_hass.features.scopes import SCOPES, Sums, add_rows, merged, new_sums
+from lit_hass.features.sequences import PROMPT, REJECTED, FeatureSequence
+from lit_hass.features.store import FeatureStore
+from lit_hass.metrics.accumulator import STATE_NAMES
+from lit_hass.metrics.classifier_rows import Classifier
+from lit_hass.metrics.functional.group_entropies import chunk_entropies
+
+log = logging.getLogger(__name__)
+
+_COUNTS = ("questions", "questions_without_features", "questions_failed", "sequences", "n_left_out_states")
+
+
+class CollapseMeasurement:
+    """Takes features in, keeps memory within bounds, and computes the collapse metrics.
+
+    A `FeatureStore` bounds what is in memory; its rows are folded into two accumulators (`CollapseMetrics`), of the
+    prompts' rows and of the others, whose sum is "overall". With several processes each holds its own share and
+    `get_collapse_metrics` adds them up. A context manager that lets go of everything.
+
+    Args:
+        num_features: d.
+        config: see there.
+        classifier: the output layer's weight ``[V, d]``, or a function that returns it when it is needed; None leaves
+            out NC3, UNC3 and the linear side of NC4.
+        special: token ids whose rows are left out of everything but chunks.
+        num_classes: V; token ids from V on are an error.
+        paired: keep sums for a draft's predictions (linear CKA).
+        token_name: gives a token's text for the results.
+        folder: for spilled rows; None is `config.spill_dir`.
+        rank: of this process.
+
+    Attributes:
+        store: the rows that wait, and the sample that is kept.
+        sums: the accumulators by scope.
+        chunks: entropies along each sequence.
+        counts: what else was counted.
+
+    Example:
+        >>> import torch
+        >>> from lit_hass.features import CollapseConfig, CollapseMeasurement
+        >>> with CollapseMeasurement(3, CollapseConfig(chunks=0), classifier=torch.eye(3)) as measurement:
+        ...     measurement.add_batch_features(torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4))
+        ...     metrics = measurement.get_collapse_metrics()
+        >>> metrics["total_tokens"], round(metrics["overall_metrics"]["svd_entropy"], 4)
+        (12, 1.0986)
+        >>> metrics["token_metrics"]["0"]["num_samples"]
+        4
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        config: CollapseConfig = CollapseConfig(),
+        classifier: Classifier | None = None,
+        special: Collection[int] = (),
+        num_classes: int | None = None,
+        paired: bool = False,
+        token_name: Callable[[int], str] | None = None,
+        folder: str | Path | None = None,
+        rank: int = 0,
+    ) -> None:
+        self.num_features, self.config, self.classifier = num_features, config, classifier
+        self.special, self.num_classes, self.paired = tuple(sorted({int(i) for i in special})), num_classes, paired
+        self.token_name = token_name
+        # Rejected rows have no token; the accumulators want one that is not left out.
+        self._placeholder = next(i for i in range(len(self.special) + 1) if i not in set(self.special))
+        self._states = {STATE_NAMES.index(name) for name in config.states}
+        # Without a sample nothing is kept beyond the host's buffer.
+        keeps = config.compute_token_metrics or config.compute_class_metrics
+        self.store = FeatureStore(num_features, config, self._fold, self._group, keeps, folder, rank)
+        self._reset()
+
+    @classmethod
+    def for_model(
+        cls, model: Any, tokenizer: Any = None, config: CollapseConfig = CollapseConfig(), **more: Any
+    ) -> CollapseMeasurement:
+        """Make one for a `transformers` model: width and classifier are its output layer's.
+
+        Args:
+            model: with an output layer.
+            tokenizer: names tokens and special ones; None leaves nothing out.
+            config: see there.
+            more: further arguments of the class.
+
+        Raises:
+            UserError: there is no output layer, or special tokens are asked for without a tokenizer.
+        """
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{type(model).__name__} has no output layer")
+        which = config.special_tokens
+        if tokenizer is None:
+            special = () if isinstance(which, str) else tuple(which)
+        else:
+            special = special_ids(tokenizer, which)
+        weight = head.weight
+        named = None if tokenizer is None else tokenizer.convert_ids_to_tokens
+        settings = {"special": special, "num_classes": weight.shape[0], "token_name": named, **more}
+        return cls(weight.shape[1], config, lambda: model.get_output_embeddings().weight, **settings)
+
+    def clear(self, files: bool = True) -> None:
+        """Forget everything and let go of its memory.
+
+        Args:
+            files: also delete spilled rows.
+        """
+        self.store.clear(files)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Sums] = {}
+        for scope in SCOPES:
+            sums = self._new_sums(self.paired and scope == "answer")
+            if sums is not None:
+                self.sums[scope] = sums
+        self.chunks: list[dict[str, Any]] = []
+        self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+
+    def _new_sums(self, paired: bool) -> Sums | None:
+        return new_sums(
+            self.num_features, self.config, self.classifier, self.special, self.num_classes, paired
+        )  # fmt: skip
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def add_sequence(self, sequence: FeatureSequence) -> None:
+        """Add the rows of one sequence; its device may be any.
+
+        Raises:
+            ValueError: shapes that do not fit, or (with ``nan_strategy="error"``) a number that is not finite.
+        """
+        self._check_width(sequence)
+        before = self.store.rows_added
+        for block in sequence.blocks(self._states, self._placeholder, self.config.hash_salt):
+            paired = block.paired if self.paired else None
+            self.store.add_features(block.features, block.token_ids, block.states, block.keys, paired)
+        rows = len(sequence.token_ids) + len(sequence.rejected)
+        self.counts["n_left_out_states"] += rows - (self.store.rows_added - before)
+        self.counts["sequences"] += 1
+        if self.config.compute_overall_metrics and self.config.chunks:
+            self._add_chunks(sequence)
+
+    def add_question(self, sequences: Sequence[FeatureSequence]) -> None:
+        """Add the sequences of one answered question, and count it; without sequences it had no features."""
+        for sequence in sequences:
+            self.add_sequence(sequence)
+        self.counts["questions"] += 1
+        self.counts["questions_without_features"] += not sequences
+
+    def add_batch_features(self, features: Tensor, token_ids: Tensor, states: Tensor | None = None) -> None:
+        """Add rows as `extract_features` returns them.
+
+        Args:
+            features: ``[n, d]`` floating.
+            token_ids: ``[n]`` int64.
+            states: ``[n]`` int64 codes; None is text that was given (prompt).
+        """
+        if states is None:
+            states = torch.full_like(token_ids, PROMPT)
+        self.store.add_features(features, token_ids, states)
+
+    def _check_width(self, sequence: FeatureSequence) -> None:
+        widths = {x.shape[-1] for x in (sequence.features, sequence.rejected) if len(x)}
+        if self.paired and len(sequence.draft_features):
+            widths.add(sequence.draft_features.shape[-1])
+        if widths - {self.num_features}:
+            raise ValueError(f"features of width {sorted(widths)} where {self.num_features} is expected")
+
+    def _add_chunks(self, sequence: FeatureSequence) -> None:
+        rule = self.config.chunk_rows
+        rows = sequence.features
+        mine = sequence.states != PROMPT
+        if rule == "prompt":
+            rows = rows[~mine]
+        elif rule == "answer" or (rule == "auto" and bool(mine.any())):
+            rows = rows[mine]
+        rows = rows[torch.isfinite(rows).all(1)].to(self.config.device)
+        config = self.config
+        found = chunk_entropies(rows, config.chunks, config.chunk_rule, **config.entropy)
+        names = dict(zip(("question_id", "choice", "turn"), (*sequence.name, None, None, None), strict=False))
+        self.chunks.append(
+            {
+                **names,
+                "length": len(rows),
+                "entropies": [_no_nan(value) for value in found.entropies],
+                "normalized": [_no_nan(value) for value in found.normalized],
+                "first_minus_last": _no_nan(found.first_minus_last),
+                "pattern": found.pattern,
+            }
+        )
+
+    def _fold(self, block: RowBlock) -> None:
+        """Add rows to the accumulators; what the store calls."""
+        assert block.states is not None
+        prompt = block.states == PROMPT
+        for scope, rows in (("prompt", prompt), ("answer", ~prompt)):
+            if scope in self.sums and bool(rows.any()):
+                add_rows(self.sums[scope], block if bool(rows.all()) else block.select(rows))
+
+    def _group(self, block: RowBlock) -> Tensor:
+        """Twice the token id, plus one for rows that are not the prompt's; -1 for rows that are not kept."""
+        assert block.states is not None
+        ids = block.token_ids
+        groups = 2 * ids + (block.states != PROMPT)
+        left_out = (block.states == REJECTED) | (ids < 0) | ~torch.isfinite(block.features).all(1)
+        if self.special:
+            left_out |= torch.isin(ids, torch.tensor(self.special))
+        return groups.masked_fill(left_out, -1)
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    def get_collapse_metrics(self, sync: bool = True) -> dict[str, Any]:
+        """Return all metrics as plain JSON types; what is undefined is None, and ``undefined`` says why.
+
+        With several processes this is a collective call: all of them make it, and all get the same.
+
+        Args:
+            sync: False for this process's share alone; then not collective.
+        """
+        from lit_hass.features.collapse_metrics import collapse_metrics
+
+        self.store.consolidate()
+        return collapse_metrics(self, sync)
+
+    def overall(self) -> Sums | None:
+        """Both scopes together, of this process."""
+        return merged(lambda: self._new_sums(self.paired), self.sums)
+
+    # -- end and resume -----------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What the state depends on; states of another identity are not to be merged."""
+        return {
+            **self.config.deciding_state(),
+            "num_features": self.num_features,
+            "special_ids": list(self.special),
+            "paired": self.paired,
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that was measured, as tensors and plain JSON values."""
+        kept, store = self.store.state()
+        tensors = {f"kept.{name}": value for name, value in kept.items()}
+        for scope, sums in self.sums.items():
+            states: dict[str, Any] = sums.metric_state
+            tensors |= {f"{scope}.{name}": value.cpu() for name, value in states.items()}
+        # Questions that failed are asked again by a resume, which counts them again.
+        counts = {name: value for name, value in self.counts.items() if name != "questions_failed"}
+        return tensors, {"store": store, "chunks": self.chunks, "counts": counts, "identity": self.identity()}
+
+    def merge(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Take in the `state` of another measurement.
+
+        Raises:
+            UserError: it was made with other settings; names them.
+            RunError: its spilled rows are gone.
+        """
+        mine, theirs = self.identity(), plain["identity"]
+        differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if differing:
+            shown = "; ".join(f"{name}: was {theirs.get(name)!r}, now {mine.get(name)!r}" for name in differing)
+            raise UserError(
+                f"collected features belong to other collapse settings ({shown}); resume with those, or begin anew"
+            )
+        self.store.merge(_under("kept", tensors), plain["store"])
+        for scope, sums in self.sums.items():
+            sums.merge_state({name: value.to(sums.device) for name, value in _under(scope, tensors).items()})
+        self.chunks += plain["chunks"]
+        for name, value in plain["counts"].items():
+            self.counts[name] = self.counts.get(name, 0) + value
+
+    def __enter__(self) -> CollapseMeasurement:
+        """Return the measurement."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Let go of everything."""
+        self.clear()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+
+
+def _no_nan(value: float) -> float | None:
+    """NaN as None."""
+    return None if math.isnan(value) else value

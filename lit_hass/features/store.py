@@ -1,0 +1,262 @@
+"""Features on their way from the device to the statistics, within bounds (the original's IncrementalMemoryManager)."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_hass.errors import UserError
+from lit_hass.features.config import CollapseConfig
+from lit_hass.features.kept_rows import KeptRows
+from lit_hass.features.row_keys import row_keys
+from lit_hass.features.rows import RowBlock, joined
+
+log = logging.getLogger(__name__)
+
+# Features that a sink gets at a time: it makes float64 copies of them.
+_FOLD_NUMBERS = 2**20
+# The share of the host's budget that may wait: joining and moving hold a second copy for a moment, the sample and its
+# snapshot take a quarter each.
+_HOST_SHARE = 8
+
+Sink = Callable[[RowBlock], None]
+Grouping = Callable[[RowBlock], Tensor]
+
+
+def token_groups(block: RowBlock) -> Tensor:
+    """Rows are kept by their class; ignored ones (-100) not at all."""
+    return block.token_ids
+
+
+class FeatureStore:
+    """Stages features on their device, moves them in batches, folds them into statistics, and keeps a sample.
+
+    Rows go through three tiers. On the device they wait until there are `save_every`, or `device_bytes`; then they move
+    to host memory with one copy of each tensor, in the storage dtype. There they wait until there are
+    `max_buffer_size`, or an eighth of `host_bytes`; then they are *consolidated*: handed to the sink, which adds them
+    to sums, and offered to the sample. The sample is a `Reservoir` of `max_samples_per_class` rows of each group in
+    host memory; with `max_samples_per_class` None and a folder all rows go to files there. When those meet the end of
+    the disk or of `disk_bytes`, spilling ends, the rows on disk go through a reservoir, and `kept.spill_disabled` says
+    why.
+
+    A context manager: leaving it lets go of all memory and temporary files, also after an error. What is still staged
+    then is not folded: call `consolidate` before.
+
+    Args:
+        num_features: d.
+        config: its memory settings.
+        sink: takes blocks of rows; None only keeps them.
+        groups: gives each row's group in the sample, negative for rows that are not kept; None keeps by class.
+        keep_rows: whether to keep a sample at all.
+        folder: for spilled rows; None is `config.spill_dir`.
+        rank: of this process, for the names of its files.
+
+    Attributes:
+        rows_added: rows that came in.
+        n_dropped_rows: those that could not be folded for lack of memory.
+        kept: the sample.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        config: CollapseConfig = CollapseConfig(),
+        sink: Sink | None = None,
+        groups: Grouping = token_groups,
+        keep_rows: bool = True,
+        folder: str | Path | None = None,
+        rank: int = 0,
+    ) -> None:
+        if num_features < 1:
+            raise UserError(f"num_features must be positive, got {num_features}")
+        self.num_features, self.config, self.sink, self.rank = num_features, config, sink, rank
+        self.rows_added = self.n_dropped_rows = self._numbered = 0
+        self._groups, self._keeps = groups, keep_rows
+        place = folder or config.spill_dir
+        self.kept = KeptRows(
+            num_features,
+            config.max_samples_per_class,
+            config.host_bytes // 4,
+            config.disk_bytes,
+            Path(place) if place else None,
+            f"kept.rank{rank}",
+        )
+        self._staged: list[RowBlock] = []
+        self._buffered: list[RowBlock] = []
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def add_features(
+        self,
+        features: Tensor,
+        token_ids: Tensor,
+        states: Tensor | None = None,
+        keys: Tensor | None = None,
+        paired: Tensor | None = None,
+    ) -> None:
+        """Add rows, on any device; they are copied.
+
+        Args:
+            features: ``[n, d]`` floating.
+            token_ids: ``[n]`` int64.
+            states: ``[n]`` int64.
+            keys: ``[n]`` int64 priorities; None numbers the rows as they come (then the sample depends on how they are
+                split over ranks).
+            paired: ``[n, e]`` floating.
+
+        Raises:
+            ValueError: shapes that do not fit; nothing has been added then.
+        """
+        n = len(token_ids) if token_ids.ndim == 1 else -1
+        if tuple(features.shape) != (n, self.num_features) or not features.is_floating_point():
+            raise ValueError(
+                f"features must be [n, {self.num_features}] floating and token_ids [n], got {tuple(features.shape)} "
+                f"{features.dtype} and {tuple(token_ids.shape)}"
+            )
+        if any(x is not None and len(x) != n for x in (states, keys, paired)):
+            raise ValueError(f"states, keys and paired rows must be as many as the features, {n}")
+        if not n:
+            return
+        if keys is None:
+            keys = row_keys(self.rank, self._numbered, n, self.config.hash_salt, features.device)
+            self._numbered += n
+        keys, token_ids = keys.to(features.device), token_ids.to(features.device)
+        self._staged.append(RowBlock(features, token_ids, states, keys, paired).own())
+        self.rows_added += n
+        waiting = sum(map(len, self._staged))
+        if waiting >= self.config.save_every or sum(x.nbytes for x in self._staged) >= self.config.device_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move what is staged to host memory, one copy per tensor, and consolidate if that is full."""
+        staged, self._staged = self._staged, []
+        dtype = self.storage_dtype(staged[0].features.dtype) if staged else None
+        for block in joined(staged):
+            self._buffered.append(block.to("cpu", dtype))
+        rows = sum(map(len, self._buffered))
+        if rows >= self.config.max_buffer_size or self._buffered_bytes() * _HOST_SHARE >= self.config.host_bytes:
+            self._consolidate()
+
+    def storage_dtype(self, own: torch.dtype) -> torch.dtype:
+        """The dtype that features of dtype ``own`` are stored in."""
+        name = self.config.storage_dtype
+        return own if name == "auto" else getattr(torch, name)
+
+    def consolidate(self) -> None:
+        """Fold everything that waits into the statistics and the sample."""
+        self.flush()
+        self._consolidate()
+
+    def _consolidate(self) -> None:
+        pending, self._buffered = self._buffered, []
+        rows = max(1, _FOLD_NUMBERS // self.num_features)
+        pieces = [piece for block in joined(pending) for piece in block.pieces(rows)]
+        del pending
+        done = 0
+        try:
+            for piece in pieces:
+                self._fold(piece)
+                done += 1
+        finally:
+            if done < len(pieces):  # an error that nobody can mend: what it hit is counted, the rest stays here
+                self.n_dropped_rows += len(pieces[done])
+                self._buffered = pieces[done + 1 :] + self._buffered
+
+    def _fold(self, block: RowBlock) -> None:
+        """Fold a block, in halves where memory does not suffice for the whole; each row ends in exactly one place."""
+        try:
+            if self.sink is not None:
+                self.sink(block)
+        except (MemoryError, torch.OutOfMemoryError):
+            if self.config.on_error == "raise":
+                raise
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            failed = True
+        else:
+            failed = False
+        # Outside of the handler: the error's traceback would keep the block's copies alive.
+        if failed and len(block) > 1:
+            half = len(block) // 2
+            for part in (block.select(slice(0, half)), block.select(slice(half, None))):
+                self._fold(part)
+        elif failed:
+            self.n_dropped_rows += len(block)
+            log.warning("a feature row was dropped: there is no memory to add it to the statistics")
+        elif self._keeps:
+            self._keep(block)
+
+    def _keep(self, block: RowBlock) -> None:
+        groups = self._groups(block)
+        wanted = groups >= 0
+        if not bool(wanted.all()):
+            block, groups = block.select(wanted), groups[wanted]
+        if len(block):
+            self.kept.add(block.features, groups, block.keys)
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def iter_rows(self, rows: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the kept rows ``[n, d]`` and their groups ``[n]`` in blocks of at most so many, for a second pass."""
+        groups, _ = self.kept.index()
+        for start in range(0, len(groups), rows):
+            index = torch.arange(start, min(start + rows, len(groups)))
+            yield self.kept.gather(index), groups[index]
+
+    def _buffered_bytes(self) -> int:
+        return sum(block.nbytes for block in self._buffered)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes held on the device, in host memory and on disk."""
+        return {
+            "device": sum(block.nbytes for block in self._staged),
+            "host": self._buffered_bytes() + self.kept.host_nbytes,
+            "disk": self.kept.disk_nbytes,
+        }
+
+    # -- end and resume -----------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that is kept, folded before, as tensors and plain values; spilled rows stay in their files."""
+        self.consolidate()
+        tensors, plain = self.kept.state()
+        return tensors, {**plain, "rows_added": self.rows_added, "n_dropped_rows": self.n_dropped_rows}
+
+    def merge(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Take in the `state` of another store; see `KeptRows.merge`.
+
+        Raises:
+            RunError: a file with spilled rows is gone or too short; names it.
+        """
+        self.consolidate()
+        self.rows_added += plain["rows_added"]
+        self.n_dropped_rows += plain["n_dropped_rows"]
+        self.kept.merge(tensors, plain)
+
+    def clear(self, files: bool = True) -> None:
+        """Forget all rows and let go of their memory.
+
+        Args:
+            files: also delete spilled rows; False where a snapshot refers to them.
+        """
+        self._staged, self._buffered = [], []
+        self.kept.clear(files)
+        self.rows_added = self.n_dropped_rows = self._numbered = 0
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> FeatureStore:
+        """Return the store."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Let go of everything."""
+        self.clear()

@@ -1,0 +1,155 @@
+"""Which figures of two collapse reports may be held against each other, and which may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_hass.reports.collapse_run import CollapseSubject
+
+Level = Literal["comparable", "with care", "not comparable"]
+_ORDER: tuple[Level, ...] = ("comparable", "with care", "not comparable")
+
+#: Topics, as `Statement.topic` and the rows of the tables name them.
+SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA = (
+    "SVD entropies, spectra and ranks",
+    "SVD entropies over their bound",
+    "GNC2, UNC3 and the other class metrics",
+    "entropies per token",
+    "entropy along the text",
+    "similarity of draft and base (CKA)",
+)
+#: Settings that decide a topic's figures: with other values they are other quantities.
+_DECISIVE = {
+    SPECTRA: ("svd_variant", "layer"),
+    NORMALISED: ("svd_variant", "layer"),
+    CLASSES: ("gnc2_reduction", "unc3_reduction", "correction", "cdnv_exponent", "duplicates", "nc4_classes", "layer"),
+    TOKENS: ("svd_variant", "layer"),
+    CHUNKS: ("svd_variant", "chunks", "chunk_rule", "chunk_rows", "layer"),
+    CKA: ("layer",),
+}
+#: Settings that decide which rows or classes are counted.
+_SELECTING = {
+    SPECTRA: ("special_tokens", "states"),
+    NORMALISED: ("special_tokens", "states"),
+    CLASSES: ("special_tokens", "states", "min_samples_per_token", "max_tokens_to_analyze"),
+    TOKENS: ("special_tokens", "states", "min_samples_per_token", "max_tokens_to_analyze", "max_samples_per_class"),
+    CHUNKS: ("states",),
+    CKA: ("special_tokens", "states"),
+}
+#: A difference in the number of rows, classes or the length of texts that is worth a word.
+_NOTABLE = 1.1
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Whether one topic's figures of two subjects are comparable.
+
+    Attributes:
+        topic: what it is about.
+        level: the verdict.
+        reasons: why it is not better.
+    """
+
+    topic: str
+    level: Level
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"{self.topic}: {self.level}{why}"
+
+
+def comparability(a: CollapseSubject, b: CollapseSubject) -> list[Statement]:
+    """Judge every topic of two subjects."""
+    return [_statement(topic, a, b) for topic in (SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA)]
+
+
+def _statement(topic: str, a: CollapseSubject, b: CollapseSubject) -> Statement:
+    found: list[tuple[Level, str]] = []
+    if not a.settings or not b.settings:
+        found.append(("with care", "the settings are not recorded"))
+    else:
+        found += _of_settings(a, b, _DECISIVE[topic], "not comparable")
+        found += _of_settings(a, b, (*_SELECTING[topic], "storage_dtype"), "with care")
+    found += _of_meta(topic, a, b)
+    found += {
+        SPECTRA: _of_rows, NORMALISED: _of_rows, CLASSES: _of_classes, TOKENS: _of_classes, CHUNKS: _of_lengths,
+        CKA: _of_drafts,
+    }[topic](a, b)  # fmt: skip
+    level = max((level for level, _ in found), key=_ORDER.index, default=_ORDER[0])
+    return Statement(topic, level, tuple(reason for _, reason in found))
+
+
+def _of_settings(
+    a: CollapseSubject, b: CollapseSubject, keys: Iterable[str], level: Level
+) -> Iterable[tuple[Level, str]]:
+    for key in keys:
+        if a.settings.get(key) != b.settings.get(key):
+            yield level, f"{key} is {_show(a.settings.get(key))} and {_show(b.settings.get(key))}"
+
+
+def _of_meta(topic: str, a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    dims = [subject.meta.get("feature_dim") for subject in (a, b)]
+    if dims[0] != dims[1]:
+        if topic in (SPECTRA, TOKENS, CHUNKS):
+            yield "not comparable", f"features of {dims[0]} and {dims[1]} numbers; only normalised entropies may be"
+        else:
+            yield "with care", f"features of {dims[0]} and {dims[1]} numbers"
+    for key, why in (
+        ("feature_dtype", "features are {} and {}: half precision alone moves entropies by up to 0.02 nats"),
+        ("question_file", "other texts: {} and {}"),
+        ("model", "two models: {} and {}"),
+    ):
+        pair = [subject.meta.get(key) for subject in (a, b)]
+        if key == "model":
+            # A base's answers with and without a draft are recorded under two names.
+            pair = [str(name).removesuffix("-hass") if name is not None else None for name in pair]
+        if pair[0] != pair[1]:
+            yield "with care", why.format(*map(_show, pair))
+
+
+def _of_rows(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    rows = [subject.metrics.get("total_tokens") or 0 for subject in (a, b)]
+    if _apart(*rows):
+        yield "with care", f"{rows[0]} and {rows[1]} rows, and entropies grow with the rows until these are many"
+
+
+def _of_classes(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    tokens = [subject.metrics.get("token_metrics") or {} for subject in (a, b)]
+    if not tokens[0] or not tokens[1]:
+        return
+    named = [{(key, value.get("token")) for key, value in each.items()} for each in tokens]
+    shared = len(named[0] & named[1])
+    if shared < len(named[0] | named[1]):
+        yield "with care", f"classes differ: {shared} tokens in both, of {len(named[0])} and {len(named[1])}"
+
+
+def _of_lengths(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    means = []
+    for subject in (a, b):
+        lengths = [chunk["length"] for chunk in subject.analysis["chunks"] if chunk["length"]]
+        means.append(sum(lengths) / len(lengths) if lengths else 0.0)
+    if _apart(*means):
+        yield (
+            "with care",
+            f"texts of {means[0]:.0f} and {means[1]:.0f} tokens on average: compare the normalised entropies",
+        )
+
+
+def _of_drafts(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    without = [s.label for s in (a, b) if s.value("cka/linear", "answer") is None]
+    if without:
+        yield "not comparable", f"no features of a draft in {' and '.join(without)}"
+    elif a.meta.get("draft") != b.meta.get("draft"):
+        yield "with care", f"two drafts: {_show(a.meta.get('draft'))} and {_show(b.meta.get('draft'))}"
+
+
+def _apart(one: float, other: float) -> bool:
+    return max(one, other) > _NOTABLE * min(one, other)
+
+
+def _show(value: Any) -> str:
+    return "not recorded" if value is None else str(value)

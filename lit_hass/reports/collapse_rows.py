@@ -1,0 +1,230 @@
+"""The figures of collapse reports as words, the same on the screen and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lit_hass.reports.collapse_comparability import (
+    CHUNKS,
+    CKA,
+    CLASSES,
+    NORMALISED,
+    SPECTRA,
+    TOKENS,
+    Statement,
+)
+from lit_hass.reports.collapse_run import CollapseSubject
+from lit_hass.reports.html_page import NOTHING
+
+#: Stands for a difference of figures that are not comparable.
+NOT_COMPARABLE = "n/c"
+
+#: Label -> (topic, name in the family, scope).
+_FAMILY = {
+    "SVD entropy": (SPECTRA, "svd_entropy/overall", "overall"),
+    "· of prompts": (SPECTRA, "svd_entropy/overall", "prompt"),
+    "· of answers": (SPECTRA, "svd_entropy/overall", "answer"),
+    "· of answers, normalised": (NORMALISED, "svd_entropy/normalized", "answer"),
+    "effective rank": (SPECTRA, "rank/effective_rank", "overall"),
+    "mean cosine of rows": (SPECTRA, "anisotropy/mean_cosine", "overall"),
+}
+_CLASS_FAMILY = {
+    "GNC2 (mean)": ("gnc2/mean", "overall"),
+    "· of prompts": ("gnc2/mean", "prompt"),
+    "· of answers": ("gnc2/mean", "answer"),
+    "UNC3 (cov_abs)": ("unc3/cov_abs", "overall"),
+    "· of prompts ": ("unc3/cov_abs", "prompt"),
+    "· of answers ": ("unc3/cov_abs", "answer"),
+    "NC1 (CDNV)": ("nc1/cdnv", "overall"),
+    "NC2 (ETF error)": ("nc2/etf_error", "overall"),
+    "NC3 (mean cosine)": ("nc3/cos_mean", "overall"),
+    "NC4 (agreement)": ("nc4/agreement", "overall"),
+}
+#: Relative differences up to here are float64's own.
+_ROUNDING = 1e-13
+_STATES = ("prompt", "accepted", "rejected", "bonus", "baseline")
+#: Counters of rows that no metric saw, and what they are called.
+_EXCLUDED = {
+    "n_special": "special tokens",
+    "n_ignored": "ignored targets",
+    "n_nonfinite": "not finite",
+    "n_dropped_rows": "lost to failures",
+}
+
+
+class CollapseRow(NamedTuple):
+    """One figure of all subjects."""
+
+    label: str
+    cells: tuple[str, ...]
+    difference: str = ""
+
+
+def columns(subjects: Sequence[CollapseSubject]) -> tuple[str, ...]:
+    """Headings of `collapse_rows`."""
+    return ("", *(subject.label for subject in subjects), *(("difference",) if len(subjects) == 2 else ()))
+
+
+def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Statement]) -> list[CollapseRow]:
+    """The main table.
+
+    Args:
+        subjects: its columns.
+        statements: of `comparability`, where there are two; a difference of what is not comparable is not shown.
+    """
+    barred = {statement.topic for statement in statements if statement.level == "not comparable"}
+
+    def row(label: str, topic: str, of: Callable[[CollapseSubject], float | None]) -> CollapseRow:
+        values = [of(subject) for subject in subjects]
+        return CollapseRow(label.rstrip(), tuple(map(figure, values)), _difference(values, topic in barred))
+
+    def words(label: str, of: Callable[[CollapseSubject], Any]) -> CollapseRow:
+        return CollapseRow(label, tuple(_word(of(subject)) for subject in subjects))
+
+    def of_family(label: str, topic: str, name: str, scope: str) -> list[CollapseRow]:
+        # Undefined is shown; what nobody measured is not.
+        measured = any(name in ((s.metrics.get("family") or {}).get(scope) or {}) for s in subjects)
+        return [row(label, topic, lambda s: s.value(name, scope))] if measured else []
+
+    rows = [
+        words("rows measured", lambda s: s.metrics.get("total_tokens")),
+        words("token classes, of those seen", _classes),
+        *(r for label, found in _FAMILY.items() for r in of_family(label, *found)),
+        row("SVD entropy per token", TOKENS, lambda s: s.analysis["summary"]["avg_svd_entropy"]),
+        row("· spread over tokens", TOKENS, lambda s: s.analysis["summary"]["std_svd_entropy"]),
+        *(
+            row(f"{state} rows, normalised", NORMALISED, _of_state(state))
+            for state in _STATES
+            if any(((s.metrics.get("states") or {}).get(state) or {}).get("rows") for s in subjects)
+        ),
+        *(r for label, found in _CLASS_FAMILY.items() for r in of_family(label, CLASSES, *found)),
+        *of_family("draft and base, CKA", CKA, "cka/linear", "answer"),
+        *of_family("· debiased", CKA, "cka/debiased", "answer"),
+        row("fall along the text", CHUNKS, lambda s: _chunk(s, "first_minus_last")),
+        words("· pattern", lambda s: _plain(_chunk(s, "collapse_pattern"))),
+        row("· equal lengths", CHUNKS, lambda s: _chunk(s, "corrected_first_minus_last")),
+        words("· pattern at equal lengths", lambda s: _plain(_chunk(s, "corrected_pattern"))),
+        words("rows left out", _excluded),
+    ]
+    return rows
+
+
+def undefined_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
+    """What is undefined and why, values with the same reason together."""
+    found = []
+    for subject in subjects:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for scope, entries in (subject.metrics.get("undefined") or {}).items():
+            for name, reason in (entries or {}).items():
+                reasons.setdefault((scope, reason), []).append(name)
+        found += [
+            f"{subject.label}, {scope}: {reason} ({len(names)} undefined: {', '.join(names[:4])}"
+            f"{', ...' if len(names) > 4 else ''})"
+            for (scope, reason), names in reasons.items()
+        ]
+    return found
+
+
+def error_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
+    """Metrics that failed."""
+    return [
+        f"{subject.label}: {error.get('metric')} failed: {error.get('type')}: {error.get('message')}"
+        for subject in subjects
+        for error in subject.analysis["errors"]
+    ]
+
+
+def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
+    """What a reader of the figures must know."""
+    found = []
+    for subject in subjects:
+        tokens = (subject.metrics.get("token_metrics") or {}).values()
+        sampled = sum(t.get("sampled", t["num_samples"]) < t["num_samples"] for t in tokens)
+        if sampled:
+            found.append(f"{subject.label}: entropies of {sampled} tokens are those of a sample of their rows")
+        if lost := subject.analysis["diagnostics"].get("n_dropped_rows"):
+            found.append(f"{subject.label}: {lost} rows were lost to failures and enter nothing")
+        if subject.settings.get("svd_variant", "a") != "a":
+            found.append(
+                f"{subject.label}: the limits of the patterns are made for svd_variant a, in nats; these are bits"
+            )
+    return found
+
+
+def family_rows(subjects: Sequence[CollapseSubject]) -> list[tuple[str, ...]]:
+    """Every value of every scope, for those who want them all; label, then a cell for each subject."""
+    names = dict.fromkeys(
+        (scope, name)
+        for subject in subjects
+        for scope, values in (subject.metrics.get("family") or {}).items()
+        for name in values or {}
+    )
+    return [(f"{scope}: {name}", *(figure(s.value(name, scope), 6) for s in subjects)) for scope, name in names]
+
+
+def extreme_tokens(subject: CollapseSubject, most: int = 12) -> list[tuple[str, ...]]:
+    """The tokens with the lowest normalised entropy: id, token, rows, entropy, normalised."""
+    tokens = [
+        (key, value)
+        for key, value in (subject.analysis["token_analysis"] or {}).items()
+        if value.get("normalized_entropy") is not None
+    ]
+    tokens.sort(key=lambda item: item[1]["normalized_entropy"])
+    return [
+        (key, repr(value.get("token", "")), str(value["num_samples"]), figure(value["svd_entropy"]),
+         figure(value["normalized_entropy"]))
+        for key, value in tokens[:most]
+    ]  # fmt: skip
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A figure, or a dash; very small and very large ones with an exponent."""
+    if value is None:
+        return NOTHING
+    return f"{value:.{digits}f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.{max(1, digits - 1)}e}"
+
+
+def _difference(values: Sequence[float | None], barred: bool) -> str:
+    if len(values) != 2 or values[0] is None or values[1] is None:
+        return ""
+    if barred:
+        return NOT_COMPARABLE
+    change = values[1] - values[0]
+    if abs(change) <= _ROUNDING * max(map(abs, values)):  # type: ignore[arg-type]
+        return "0"
+    return f"{'+' if change > 0 else '-'}{figure(abs(change))}"
+
+
+def _of_state(state: str) -> Callable[[CollapseSubject], float | None]:
+    return lambda subject: ((subject.metrics.get("states") or {}).get(state) or {}).get("normalized_entropy")
+
+
+def _chunk(subject: CollapseSubject, key: str) -> Any:
+    return (subject.analysis["chunk_analysis"] or {}).get(key)
+
+
+def _classes(subject: CollapseSubject) -> str | None:
+    counts = subject.analysis["diagnostics"]
+    if "classes_eligible" not in counts:
+        return None
+    return f"{counts['classes_eligible']} of {counts.get('classes_seen', '?')}"
+
+
+def _excluded(subject: CollapseSubject) -> str | None:
+    counts = subject.analysis["diagnostics"]
+    if not counts:
+        return None
+    return ", ".join(_nonzero(counts)) or "none"
+
+
+def _nonzero(counts: dict[str, Any]) -> Iterable[str]:
+    return (f"{counts[key]} {name}" for key, name in _EXCLUDED.items() if counts.get(key))
+
+
+def _plain(name: str | None) -> str | None:
+    return None if name is None else name.replace("_", " ")
+
+
+def _word(value: object) -> str:
+    return NOTHING if value is None else str(value)

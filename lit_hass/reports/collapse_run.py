@@ -1,0 +1,144 @@
+"""Runs as the collapse report reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_hass.errors import UserError
+from lit_hass.reports.collapse_analysis import CollapseAnalyzer
+
+#: The metrics of a run, and what is made of them.
+METRICS_FILE, REPORT_FILE = "collapse_metrics.json", "collapse_report.json"
+#: The page of a run.
+PAGE = "report.html"
+#: Written by `ResourceMonitor`.
+RESOURCES_FILE = "resources.json"
+#: Folders of the methods in a run of ``evaluate``; "" is the run's own.
+_PARTS = ("", "baseline", "hass")
+#: What every comparison has.
+_OF_COMPARISON = frozenset({"runs", "joined", "headline", "lossless", "speed", "acceptance", "agreement", "questions"})
+
+
+@dataclass(frozen=True)
+class CollapseSubject:
+    """Collapse metrics of one run, or of one method in it.
+
+    Attributes:
+        label: short, and different from that of the others it stands beside.
+        path: the folder.
+        metrics: what the collector found.
+        analysis: of `CollapseAnalyzer`.
+    """
+
+    label: str
+    path: Path
+    metrics: dict[str, Any]
+    analysis: dict[str, Any]
+
+    def value(self, name: str, scope: str = "overall") -> float | None:
+        """A value of the family; None where it is undefined or was not measured."""
+        return ((self.metrics.get("family") or {}).get(scope) or {}).get(name)
+
+    def reason(self, name: str, scope: str = "overall") -> str | None:
+        """Why a value is undefined, where that is recorded."""
+        return ((self.metrics.get("undefined") or {}).get(scope) or {}).get(name)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Model, question file, versions; empty where nobody wrote it down."""
+        return self.metrics.get("meta") or {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was measured; empty where nobody wrote it down."""
+        return self.metrics.get("settings") or {}
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What a run left that a report shows.
+
+    Attributes:
+        path: as it was named.
+        subjects: its collapse metrics; in a run of ``evaluate`` those of both methods.
+        comparison: its ``comparison.json``.
+        statistics: ``statistics.json`` by label.
+        resources: ``resources.json``.
+    """
+
+    path: Path
+    subjects: list[CollapseSubject]
+    comparison: dict[str, Any] | None = None
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    resources: dict[str, Any] | None = None
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[ReportedRun]:
+    """Read run folders.
+
+    Raises:
+        UserError: a folder is not there, holds nothing to report, or one of its files is broken; names it.
+    """
+    if not paths:
+        raise UserError("no run to report on")
+    names = [Path(path) for path in paths]
+    several = len(names) > 1
+    return [_read_run(path, label) for path, label in zip(names, _labels(names) if several else [""], strict=True)]
+
+
+def _read_run(path: Path, label: str) -> ReportedRun:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder")
+    subjects, statistics = [], {}
+    for part in _PARTS:
+        folder = path / part
+        own = "/".join(filter(None, (label, part))) or path.resolve().name
+        metrics = _read_object(folder / METRICS_FILE)
+        if metrics is not None:
+            try:
+                analysis = CollapseAnalyzer().analyze_collapse_metrics(metrics)
+            except UserError as error:
+                raise UserError(f"{folder / METRICS_FILE}: {error}") from error
+            subjects.append(CollapseSubject(own, folder, metrics, analysis))
+        found = _read_object(folder / "statistics.json")
+        if found is not None:
+            statistics[own] = found
+    comparison = _read_object(path / "comparison.json")
+    if comparison is not None and not _OF_COMPARISON <= comparison.keys():
+        missing = ", ".join(sorted(_OF_COMPARISON - comparison.keys()))
+        raise UserError(
+            f"{path / 'comparison.json'}: is no comparison that compare or evaluate wrote, it has no {missing}"
+        )
+    resources = _read_object(path / RESOURCES_FILE)
+    if not subjects and not statistics and comparison is None and resources is None:
+        raise UserError(
+            f"{path}: holds nothing to report (no {METRICS_FILE}, statistics.json, comparison.json or {RESOURCES_FILE})"
+        )
+    return ReportedRun(path, subjects, comparison, statistics, resources)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return found
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that are all different; numbered where even the whole ones are not."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(each[-length:]) for each in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [f"{i}: {path.name}" for i, path in enumerate(paths, start=1)]

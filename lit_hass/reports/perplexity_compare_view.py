@@ -1,0 +1,93 @@
+"""A comparison of two perplexity runs for the screen, as Markdown and on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lit_hass.records import ensure_writable, write_json, write_text
+from lit_hass.reports.perplexity_rows import NOTHING, number
+from lit_hass.reports.perplexity_tables import markdown_table, screen_table
+
+COLUMNS = ("protocol / unit", "one", "other", "change", "95% interval of the change", "ln ratio", "se")
+EXPONENT_COLUMNS = ("from / to", "T/W", "exponent, one", "exponent, other", "gap, one", "gap, other")
+
+
+def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per protocol and unit, for `COLUMNS`."""
+    found: list[tuple[str, ...]] = []
+    for name, protocol in comparison["protocols"].items():
+        for unit, values in protocol["units"].items():
+            bounds = values["interval"]
+            shown = NOTHING if bounds is None else f"{bounds[0] - 1:+.3%} to {bounds[1] - 1:+.3%}"
+            mark = " (printed)" if protocol["printed"] == f"{unit}_ppl" else ""
+            numbers = (number(values["one"]), number(values["other"]))
+            logarithm = (f"{values['ln_ratio']:+.6f}", number(values["se"], 3))
+            found.append((f"{name} / {unit}{mark}", *numbers, f"{values['change']:+.3%}", shown, *logarithm))
+    return found
+
+
+def exponent_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per pair of protocols that both runs have, for `EXPONENT_COLUMNS`."""
+    return [
+        (
+            f"{e['from']} / {e['to']}", number(e["tokens_per_word"]), number(e["one"]), number(e["other"]),
+            f"{e['gap_one']:+.1%}", f"{e['gap_other']:+.1%}",
+        )
+        for e in comparison["exponents"]
+    ]  # fmt: skip
+
+
+def print_perplexity_comparison(comparison: dict[str, Any], console: Console) -> None:
+    """Print a comparison (of `compare_perplexity`)."""
+    runs = comparison["runs"]
+    for name in ("one", "other"):
+        console.print(Text(f"{name}: {runs[name]['path']} ({runs[name]['model']['base']})"))
+    console.print(screen_table(COLUMNS, rows(comparison)))
+    if comparison["exponents"]:
+        console.print(Text("Method or model? Effective exponents, ln word PPL / ln token PPL"))
+        console.print(screen_table(EXPONENT_COLUMNS, exponent_rows(comparison)))
+    for line in comparison["differences"]:
+        console.print(Text(f"DIFFERENCE {line}", style="yellow"))
+    for line in (*_undefined(comparison), *comparison["notes"]):
+        console.print(Text(f"note: {line}"))
+
+
+def to_markdown(comparison: dict[str, Any]) -> str:
+    """The comparison as a Markdown page."""
+    runs = comparison["runs"]
+    parts = ["# Perplexity of two models"]
+    parts.append("\n".join(f"* {n}: `{runs[n]['path']}` ({runs[n]['model']['base']})" for n in ("one", "other")))
+    parts.append(markdown_table(COLUMNS, rows(comparison)))
+    if comparison["exponents"]:
+        parts += ["## Effective exponents", markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))]
+    lines = [f"difference: {line}" for line in comparison["differences"]]
+    lines += [*_undefined(comparison), *comparison["notes"]]
+    if lines:
+        parts += ["## Notes", "\n".join(f"* {line}" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _undefined(comparison: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} / {unit} has no interval: {values['undefined']}"
+        for name, protocol in comparison["protocols"].items()
+        for unit, values in protocol["units"].items()
+        if values["undefined"]
+    ]
+
+
+def write_perplexity_comparison(folder: Path, comparison: dict[str, Any]) -> list[Path]:
+    """Write ``comparison.json`` and ``comparison.md``, each atomically.
+
+    Raises:
+        UserError: the folder cannot be written to.
+        RunError: the disk is full or failed.
+    """
+    folder = ensure_writable(folder)
+    write_json(folder / "comparison.json", comparison)
+    write_text(folder / "comparison.md", to_markdown(comparison))
+    return [folder / "comparison.json", folder / "comparison.md"]

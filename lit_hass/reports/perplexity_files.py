@@ -1,0 +1,110 @@
+"""What a perplexity run leaves in its folder, and reading it back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_hass.errors import UserError
+from lit_hass.records import ensure_writable, read_objects, to_json, write_json, write_lines, write_text
+from lit_hass.records.atomic import write_bytes
+from lit_hass.reports.perplexity_view import to_markdown
+
+RESULT, DOCUMENTS, PAGE, PICTURE = (
+    "perplexity.json", "perplexity_documents.jsonl", "perplexity.md", "perplexity_ladder.png"
+)  # fmt: skip
+
+
+def write_perplexity(
+    folder: str | os.PathLike[str],
+    report: dict[str, Any],
+    description: dict[str, Any],
+    outcomes: Sequence[dict[str, Any]],
+) -> list[Path]:
+    """Write a run's result, each file atomically; ``perplexity.json``, which says that there is one, comes last.
+
+    Args:
+        folder: made if need be.
+        report: of `lit_hass.reports.perplexity_result.perplexity_report`.
+        description: as for that.
+        outcomes: as for that.
+
+    Returns:
+        The files: ``perplexity_documents.jsonl`` (nats and scored tokens of each document by protocol, which paired
+        comparisons need), ``perplexity.md``, ``perplexity_ladder.png`` where there is a ladder, ``perplexity.json``.
+
+    Raises:
+        UserError: the folder cannot be written to.
+        RunError: the disk is full or failed.
+    """
+    from lit_hass.reports.perplexity_plot import ladder_figure, to_png
+
+    folder = ensure_writable(folder)
+    figure = ladder_figure(report)
+    write_lines(folder / DOCUMENTS, map(to_json, _document_lines(description, outcomes)))
+    if figure is not None:
+        write_bytes(folder / PICTURE, to_png(figure))
+    write_text(folder / PAGE, to_markdown(report, None if figure is None else PICTURE))
+    write_json(folder / RESULT, report)
+    names = (DOCUMENTS, PICTURE, PAGE, RESULT)
+    return [folder / name for name in names if name != PICTURE or figure is not None]
+
+
+def _document_lines(description: dict[str, Any], outcomes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for name, planned in description["protocols"].items():
+        outcome = outcomes[planned["plan"]]
+        paged = planned["document_kind"] == "pages"
+        for index, (nll, tokens) in enumerate(zip(outcome["document_nll"], outcome["document_tokens"], strict=True)):
+            page = description["documents"][index] if paged else {}
+            yield {
+                "protocol": name,
+                planned["document_kind"].removesuffix("s"): index,
+                "nll": nll,
+                "tokens": tokens,
+                **page,
+            }
+
+
+def is_perplexity_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a perplexity run, or its ``perplexity.json``."""
+    path = Path(path)
+    return path.name == RESULT and path.is_file() or (path / RESULT).is_file()
+
+
+def read_perplexity(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Read a run back.
+
+    Args:
+        path: its folder, or ``perplexity.json`` in it.
+
+    Returns:
+        The report, and by protocol the lines of its documents.
+
+    Raises:
+        UserError: a file is missing or broken, or the two are not of one run; names the file.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    file = folder / RESULT
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    needed = ("protocols", "text", "tokenizer", "model")
+    if not isinstance(report, dict) or not all(isinstance(report.get(name), dict) for name in needed):
+        raise UserError(f"{file}: is no result of a perplexity run")
+    documents: dict[str, list[dict[str, Any]]] = {}
+    for line, entry in read_objects(folder / DOCUMENTS, "file of documents"):
+        if not {"protocol", "nll", "tokens"} <= entry.keys():
+            raise UserError(f"{folder / DOCUMENTS}:{line}: needs protocol, nll and tokens")
+        documents.setdefault(str(entry["protocol"]), []).append(entry)
+    for name, protocol in report["protocols"].items():
+        sums = [entry["nll"] for entry in documents.get(name, [])]
+        total = protocol.get("nll")
+        known = total is not None and all(isinstance(nll, int | float) for nll in sums)
+        if known and not math.isclose(math.fsum(sums), total, rel_tol=1e-9, abs_tol=1e-9):
+            raise UserError(f"{folder / DOCUMENTS}: does not add up to the {name} of {RESULT}")
+    return report, documents

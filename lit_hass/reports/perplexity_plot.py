@@ -1,0 +1,66 @@
+"""The ladder as a waterfall, and the documents as a histogram."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lit_hass.reports.perplexity_rows import number
+
+_END, _UP, _DOWN, _FAINT = "#7a869a", "#d1242f", "#1a7f37", "#d0d7de"
+
+
+def ladder_figure(report: dict[str, Any]) -> Figure | None:
+    """Draw the ladder: ln PPL of both protocols, and between them what each change adds or takes.
+
+    Args:
+        report: of `perplexity_report`.
+
+    Returns:
+        The figure; None where there is no ladder, or one of its numbers is not finite.
+    """
+    summary, rungs = report["ladder_summary"], report["ladder"]
+    if summary is None or any(not abs(rung["ln_ppl"]) < float("inf") for rung in rungs):
+        return None
+    names = [summary["from"], *(rung["switch"] for rung in rungs[1:]), summary["to"]]
+    figure = Figure(figsize=(9.5, 1.6 + 0.52 * len(names)), dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    places = range(len(names))
+    values = [rung["ln_ppl"] for rung in rungs]
+    axis.barh(0, values[0], color=_END, height=0.62)
+    axis.barh(len(names) - 1, values[-1], color=_END, height=0.62)
+    span = max([*values, 0.0]) - min([*values, 0.0]) or 1.0
+    for end, value in ((0, values[0]), (len(names) - 1, values[-1])):
+        ppl = number(rungs[0 if end == 0 else -1]["ppl"])
+        unit = rungs[0 if end == 0 else -1]["unit"]
+        axis.text(value + 0.01 * span, end, f"{value:.4f}  (PPL {ppl} per {unit})", va="center", fontsize=8)
+    for place, (before, rung) in enumerate(zip(rungs, rungs[1:], strict=False), start=1):
+        change = rung["contribution"]
+        axis.barh(place, change, left=before["ln_ppl"], color=_UP if change > 0 else _DOWN, height=0.62)
+        share = "" if rung["share"] != rung["share"] else f"  ({rung['share']:+.1%})"
+        end = max(before["ln_ppl"], rung["ln_ppl"])
+        axis.text(end + 0.01 * span, place, f"{change:+.4f}{share}", va="center", fontsize=8)
+        axis.plot([before["ln_ppl"]] * 2, [place - 0.69, place + 0.31], color=_END, linewidth=0.8)
+    axis.plot([values[-1]] * 2, [len(names) - 1.69, len(names) - 0.69], color=_END, linewidth=0.8)
+    axis.set_yticks(list(places), ["\n".join(textwrap.wrap(name, 44)) for name in names], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(min([*values, 0.0]) - 0.02 * span, max(values) + 0.3 * span)
+    axis.set_xlabel("ln PPL")
+    axis.set_title(f"Why {summary['from']} and {summary['to']} differ", loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_axisbelow(True)
+    axis.grid(axis="x", color=_FAINT, linewidth=0.6)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

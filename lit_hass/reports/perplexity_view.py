@@ -1,0 +1,75 @@
+"""A perplexity report for the screen and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lit_hass.reports.perplexity_rows import (
+    COUNT_COLUMNS,
+    LADDER_COLUMNS,
+    LEGEND,
+    RESULT_COLUMNS,
+    about_lines,
+    answer,
+    count_rows,
+    ladder_rows,
+    result_rows,
+    warning_lines,
+)
+from lit_hass.reports.perplexity_tables import markdown_table, screen_table
+
+
+def print_perplexity(report: dict[str, Any], console: Console | None = None) -> None:
+    """Print a report (of `perplexity_report`): protocols by units, the ladder, one line that says why, warnings."""
+    console = console or Console()
+    for line in about_lines(report):
+        console.print(Text(line))
+    console.print(screen_table(RESULT_COLUMNS, result_rows(report)))
+    console.print(screen_table(COUNT_COLUMNS, count_rows(report)))
+    console.print(Text(LEGEND, style="dim"))
+    if rows := ladder_rows(report):
+        summary = report["ladder_summary"]
+        console.print()
+        console.print(Text(f"From {summary['from']} to {summary['to']}, one change at a time"))
+        console.print(screen_table(LADDER_COLUMNS, rows, wrap=True))
+    if why := answer(report):
+        console.print(Text(why, style="bold"))
+    for line in warning_lines(report):
+        console.print(Text(f"warning: {line}", style="yellow"))
+
+
+def to_markdown(report: dict[str, Any], picture: str | None = None) -> str:
+    """The report as a Markdown page.
+
+    Args:
+        report: of `perplexity_report`.
+        picture: file name of the ladder's plot beside it; None has none.
+    """
+    parts = ["# Perplexity", "\n".join(f"* {line}" for line in about_lines(report))]
+    if why := answer(report):
+        parts.append(f"**{why}**")
+    parts += [
+        markdown_table(RESULT_COLUMNS, result_rows(report)),
+        markdown_table(COUNT_COLUMNS, count_rows(report)),
+        LEGEND.replace("*", "\\*"),
+    ]
+    if rows := ladder_rows(report):
+        summary = report["ladder_summary"]
+        parts += [
+            f"## From {summary['from']} to {summary['to']}, one change at a time",
+            markdown_table(LADDER_COLUMNS, rows),
+            "The contributions depend on the order of the changes, which is the table's.",
+        ]
+        if picture:
+            parts.append(f"![ladder]({picture})")
+    if lines := warning_lines(report):
+        parts += ["## Warnings", "\n".join(f"* {line}" for line in lines)]
+    parts.append("## Protocols")
+    for name, protocol in report["protocols"].items():
+        card = json.dumps(protocol["card"], ensure_ascii=False)
+        parts.append(f"* `{name}` ({protocol['about']}), fingerprint `{protocol['fingerprint']}`: `{card}`")
+    return "\n\n".join(parts) + "\n"

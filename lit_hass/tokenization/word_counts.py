@@ -1,0 +1,129 @@
+"""Counting the words of texts and of files larger than memory, with the tokenizer's own normaliser."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from lit_hass.tokenization.characters import CharacterTable
+from lit_hass.tokenization.config import WordPieceConfig
+
+#: Bytes of a file that are read at a time.
+BLOCK = 1 << 20
+# Distinct stretches kept before they become words; bounds the memory of texts without blanks.
+_MOST_STRETCHES = 500_000
+#: What ``open(errors=...)`` knows and makes sense here.
+ERRORS = ("strict", "replace", "ignore")
+
+#: Called with the bytes read so far.
+Progress = Callable[[int], None]
+
+
+def count_words(
+    texts_or_files: Iterable[str | os.PathLike[str]],
+    config: WordPieceConfig,
+    errors: str = "strict",
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Count normalised words.
+
+    Args:
+        texts_or_files: each a text (str) or a file of UTF-8 text (a `Path`), read a block at a time.
+        config: of the tokenizer that will use the vocabulary; longer words than its ``max_chars`` are left out.
+        errors: what to do with bytes that are not UTF-8: ``strict`` refuses them, ``replace``, ``ignore``.
+        progress: see `Progress`.
+
+    Returns:
+        word -> count, sorted by word, so that the order of texts leaves no trace.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: neither str nor path.
+        ValueError: a file is not UTF-8 (path, line and byte), half a surrogate pair in a text, or a str that is the
+            name of a file.
+    """
+    if errors not in ERRORS:
+        raise ValueError(f"errors must be one of {', '.join(ERRORS)}, found {errors!r}")
+    table = CharacterTable(config)
+    stretches: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    done = 0
+    for text, size in _texts(texts_or_files, errors):
+        stretches.update(text.replace("\n", " ").split(" "))
+        if len(stretches) > _MOST_STRETCHES:
+            _to_words(stretches, words, table)
+        done += size
+        if progress is not None:
+            progress(done)
+    _to_words(stretches, words, table)
+    return {word: words[word] for word in sorted(words) if len(word) <= config.max_chars}
+
+
+def _to_words(stretches: Counter[str], words: Counter[str], table: CharacterTable) -> None:
+    """Split each distinct stretch once; nothing that the rules do goes past a blank."""
+    for stretch, count in stretches.items():
+        for word in table.words(stretch):
+            words[word] += count
+    stretches.clear()
+
+
+def _texts(items: Iterable[str | os.PathLike[str]], errors: str) -> Iterator[tuple[str, int]]:
+    for number, item in enumerate(items):
+        if isinstance(item, str):
+            _refuse_file_name(item)
+            try:
+                size = len(item.encode("utf-8"))
+            except UnicodeEncodeError as error:
+                raise ValueError(f"text {number}: not valid Unicode at position {error.start}") from error
+            yield item, size
+        elif isinstance(item, os.PathLike):
+            yield from read_blocks(Path(item), errors)
+        else:
+            raise TypeError(f"text {number}: expected str or Path, got {type(item).__name__}")
+
+
+def _refuse_file_name(text: str) -> None:
+    """A file's name in place of its Path would silently be trained on as a text."""
+    if len(text) < 1024 and "\n" not in text and "\0" not in text and ("." in text or os.sep in text):
+        if not any(character.isspace() for character in text.strip()) and os.path.isfile(text):
+            raise ValueError(f"{text!r} is a file; give pathlib.Path({text!r}) to have it read")
+
+
+def read_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]:
+    """Read a UTF-8 file in blocks that end between words.
+
+    Yields:
+        each block's text and its size in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
+        ValueError: not UTF-8, with path, line and byte.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder; name its files")
+    line, at = 1, 0
+    with path.open("rb") as file:
+        rest = b""
+        while block := file.read(BLOCK):
+            block = rest + block
+            # A blank or a line break is a byte of its own in UTF-8, so no character is cut in two.
+            end = max(block.rfind(b" "), block.rfind(b"\n")) + 1
+            whole, rest = block[:end], block[end:]
+            if whole:
+                yield _decode(whole, path, line, at, errors), len(whole)
+                line, at = line + whole.count(b"\n"), at + len(whole)
+        if rest:
+            yield _decode(rest, path, line, at, errors), len(rest)
+
+
+def _decode(block: bytes, path: Path, line: int, at: int, errors: str) -> str:
+    try:
+        return block.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        line += block.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} at byte {at + error.start})") from error
