@@ -156,6 +156,12 @@ def _dispatch(args: list[str]) -> int:
             from lit_hass.star.loop import star
 
             return star(args[1:])
+        if "-h" in args or "--help" in args:
+            from lit_hass.verb_help import verb_help
+
+            print(verb_help(args[0]), end="")
+            return EXIT_OK
+        args = ["--help" if arg == "--help-all" else arg for arg in args]
         from lit_hass.cli import main as lightning_main
 
         return lightning_main(args)

@@ -49,7 +49,12 @@ def _user_error(message: str, error: BaseException | None) -> UserError:
         error = error.__cause__ or error.__context__
     noise = ("Subtypes:", "Given value", "Does not validate", "Errors:", "Expected a <class 'NoneType'>")
     lines = [line.strip(" -") for line in message.splitlines()]
-    return UserError(" ".join(line for line in lines if line and not line.startswith(noise))[:600])
+    text = " ".join(line for line in lines if line and not line.startswith(noise))[:600]
+    hints = {
+        "the following arguments are required": "; a configuration names them: -c FILE (configs/ has one for each job)",
+        "unrecognized arguments": "; --print_config=skip_unset shows every key, and each is an option",
+    }
+    return UserError(text + next((hint for start, hint in hints.items() if start in text.lower()), ""))
 
 
 class LitHassCLI(LightningCLI):

@@ -1,15 +1,18 @@
 """The door itself: help at once, light verbs without heavy imports, exit statuses, one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from lit_hass import __version__
 from lit_hass.__main__ import main
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy")
 
 
@@ -25,7 +28,10 @@ def _loaded(*args: str) -> tuple[int, set[str]]:
     return status, set(modules)
 
 
-@pytest.mark.parametrize("args", [("--help",), ("--version",), (), ("make-data", "html_to_tsv", "--n", "2")])
+@pytest.mark.parametrize(
+    "args",
+    [("--help",), ("--version",), (), ("make-data", "html_to_tsv", "--n", "2"), ("evaluate", "--help"), ("fit", "-h")],
+)
 def test_light_verbs_import_nothing_heavy(args):
     assert _loaded(*args) == (0, set())
 
@@ -47,6 +53,32 @@ def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(verb in text for verb in ("predict", "fit", "validate", "test", "make-data"))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_every_option_that_a_verb_s_help_names_is_one(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\n") < 40
+    options = re.findall(r"--[a-z_.]+(?= [A-Z])", text)
+    values = {"model.dtype": "float32", "data.questions": "html_to_tsv", "trainer.precision": "32-true"}
+    words = ("base", "draft")
+    known = [option for option in options if not option.endswith(".help")]
+    assert len(known) > 15
+    given = [f"{option}={values.get(option[2:], 'html_to_tsv' if option.endswith(words) else '1')}" for option in known]
+    config = [] if verb == "evaluate" else ["-c", str(CONFIGS / "generate_hass.yaml")]
+    with pytest.raises(SystemExit) as ended:  # the parser's own way
+        main([verb, *config, *given, "--print_config"])
+    assert ended.value.code == 0
+    assert "top_k: 1" in capsys.readouterr().out
+
+
+def test_what_is_missing_and_what_is_unknown_is_told_with_a_way_on(capsys):
+    assert main(["predict"]) == 2
+    assert "-c FILE" in capsys.readouterr().err
+    assert main(["evaluate", "--nope", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "--nope" in error and "--print_config" in error
 
 
 def test_version(capsys):
