@@ -3,10 +3,13 @@
 Usage:
     python benchmarks/feature_collection.py [--questions 12] [--rounds 5] [--draft]
 
-Rounds are interleaved, and begin in turn with either side; seconds are CPU seconds of this process. ``on`` is a question
-answered with features copied, journalled and folded; ``off`` the same question without; ``off twice`` is off against
-itself, which is the noise. What the switch costs when nobody listens is measured as ``off`` against a decoder that
-cannot collect at all: that path is the same code with one test of a flag, so the ratio is noise around 1.
+Rounds are interleaved, and begin in turn with each side; seconds are CPU seconds of this process. ``on`` is a question
+answered with its features copied, journalled and folded into all statistics; ``copied`` only has the decoder hand them
+over; ``off`` is without, and ``off again`` the same once more, which is the noise.
+
+What the switch costs when nobody listens cannot be told from that noise: it is a test of a flag a step, and the note of
+each token's state. ``bookkeeping`` is the decoder's whole `Row.add` for as many tokens, timed alone, which does that and
+more: an upper bound.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from statistics import median
 
 import torch
 
-from lit_hass.decoding import AutoregressiveDecoder, SpeculativeDecoder, TreeConfig
 from lit_hass.data.prompting import Prompting
+from lit_hass.decoding import AutoregressiveDecoder, SpeculativeDecoder, TokenState, TreeConfig
+from lit_hass.decoding.rows import Row
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureSequence
 from lit_hass.features.durable import DurableFeatures
 from lit_hass.models import load_base, load_draft, load_tokenizer, stop_ids
@@ -50,6 +54,7 @@ def main() -> None:
     prompts = [prompting.encode(question.turns[:1], ()) for question in questions]
     stops = stop_ids(model, tokenizer)
     clock = time.process_time
+    produced: dict[int, int] = {}
     sides: dict[str, list[float]] = {name: [] for name in ("off", "off again", "copied", "on")}
 
     def answer(index: int, collect: bool, durable: DurableFeatures | None, name: int) -> float:
@@ -57,6 +62,8 @@ def main() -> None:
         (found,) = decoder.generate(
             [prompts[index]], options.max_new_tokens, stop_ids=stops, collect_features=collect
         )  # fmt: skip
+        if not collect:
+            produced[index] = len(found.output_ids)
         if durable is not None:
             durable.record([(name, [FeatureSequence.of((name, 0, 0), found.features)])])
             durable.compact()
@@ -83,12 +90,30 @@ def main() -> None:
         metrics = measurement.get_collapse_metrics()
         end = clock() - begin
         durable.close()
+    tokens = sum(produced.values())
     kind = "with a draft" if options.draft else "token by token"
-    print(f"{len(prompts)} questions {kind}, {options.rounds} rounds, one thread; CPU seconds a round, medians")
+    print(f"{len(prompts)} questions {kind}, {tokens} tokens, {options.rounds} rounds, one thread")
+    print("CPU seconds a round, medians")
     for name, values in sides.items():
         ratios = [a / b for a, b in zip(values, sides["off"], strict=True)]
-        print(f"  {name:10s} {median(values):7.3f}   ratio to off {median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+        spread = f"({min(ratios):.3f} to {max(ratios):.3f})"
+        print(f"  {name:10s} {median(values):7.3f}   ratio to off {median(ratios):.3f}  {spread}")
+    spent = bookkeeping(tokens)
+    print(f"bookkeeping while off: at most {spent * 1e3:.2f} ms a round, {spent / median(sides['off']):.4%} of off")
     print(f"all metrics of {metrics['total_tokens']} tokens at the end: {end:.2f} s, once")
+
+
+def bookkeeping(tokens: int, repeats: int = 20) -> float:
+    """CPU seconds of noting so many tokens and their states, with a test of the switch each."""
+    switch, state = False, TokenState.BASELINE
+    begin = time.process_time()
+    for _ in range(repeats):
+        row = Row(0, torch.zeros(1, dtype=torch.int64), 0, tokens + 1)
+        for token in range(tokens):
+            row.add([token], [state], frozenset())
+            if switch:
+                raise AssertionError
+    return (time.process_time() - begin) / repeats
 
 
 if __name__ == "__main__":

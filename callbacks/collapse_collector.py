@@ -12,12 +12,12 @@ from torch import Tensor
 
 from callbacks.answer_writer import AnswerWriter
 from callbacks.feature_buffer import FeatureBuffer
-from lit_hass.errors import UserError
+from lit_hass.errors import RunError, UserError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureSequence
 from lit_hass.features.class_views import class_means, class_quantities
 from lit_hass.features.run_model import model_of, tokenizer_of
 from lit_hass.ranks import on_rank_zero
-from lit_hass.records import QuestionId, completed_ids
+from lit_hass.records import QuestionId, completed_ids, write_json
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class CollapseCollector(Callback):
         self._buffer: FeatureBuffer | None = None
         self._meta: dict[str, Any] = {}
         self._views: tuple[Any, dict[str, Tensor]] | None = None
-        self._warned = False
+        self._warned, self._whole = False, True
+        self._partial: Path | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Refuse what cannot be collected, before anything is loaded.
@@ -81,11 +82,10 @@ class CollapseCollector(Callback):
         """Stand in front of the answer writers."""
         self.metrics, self._views = None, None
         self.check(trainer, pl_module, None)
-        if stage == "predict":
-            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-            # A new list: Lightning is going through the old one.
-            first = [c for c in callbacks if isinstance(c, CollapseCollector | FeatureBuffer)]
-            trainer.callbacks = first + [c for c in callbacks if c not in first]  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        # Before their buffers, which let go of the features; a new list, since Lightning is going through the old one.
+        first = [c for kind in (CollapseCollector, FeatureBuffer) for c in callbacks if isinstance(c, kind)]
+        trainer.callbacks = first + [c for c in callbacks if c not in first]  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on with what an earlier process left; collective."""
@@ -116,6 +116,12 @@ class CollapseCollector(Callback):
         self._buffer = _buffer(trainer, self.method)
         if self._buffer is not None:
             self._buffer.open(trainer, self._measurement, folder, answered)
+        log_dir, trial = trainer.log_dir, bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._partial = None
+        if log_dir is not None and not trial:
+            rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+            self._partial = Path(log_dir, self.method or "", f"collapse_metrics.partial{rank}.json")
+            self._partial.unlink(missing_ok=True)
         module.collect_features = True
         name = getattr(module, "model_id", None) or str(getattr(module, "base", type(module).__name__))
         self._meta = {
@@ -157,24 +163,30 @@ class CollapseCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the batch's features; a batch of windows is one sequence without chunks of its own."""
+        """Take the batch's features; each window is a sequence of its own."""
         features = outputs.get("features") if isinstance(outputs, dict) else None
         if features is None or not len(features.token_ids):
             return
-        name = tuple(outputs.get("windows", (trainer.global_rank, dataloader_idx, batch_idx)))
-        outputs["features"] = None
-        self._record([(f"windows {name}", [FeatureSequence.of(("windows", *name), features)])])
+        windows, outputs["features"] = outputs["feature_windows"], None
+        found: list[tuple[QuestionId, list[FeatureSequence]]] = []
+        for window in windows.unique_consecutive().tolist():
+            name, rows = f"window {window}", windows == window
+            parts = (x[rows] for x in (features.features, features.token_ids, features.states))
+            found.append((name, [FeatureSequence.of_text((name,), *parts)]))
+        self._record(found)
 
     def _record(self, found: list[tuple[QuestionId, list[FeatureSequence]]]) -> None:
         assert self._measurement is not None
         if any(not sequences for _, sequences in found) and not self._warned:
             log.warning("the module gave no features for an answered question; they are counted")
             self._warned = True
+        self._whole = False
         if self._buffer is not None:
             self._buffer.record(found)
-            return
-        for _, sequences in found:
-            self._measurement.add_question(sequences)
+        else:
+            for _, sequences in found:
+                self._measurement.add_question(sequences)
+        self._whole = True
 
     def _count(self, name: str) -> None:
         assert self._measurement is not None
@@ -234,8 +246,27 @@ class CollapseCollector(Callback):
         self._release(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Switch off, and let go of all memory."""
-        self._release(pl_module)
+        """Write what this process has measured as ``collapse_metrics.partial.json``, and let go of all memory."""
+        try:
+            if self.metrics is None and self._measurement is not None and self._partial is not None:
+                self._write_partial(self._partial, self._measurement)
+        finally:
+            self._release(pl_module)
+
+    def _write_partial(self, path: Path, measurement: CollapseMeasurement) -> None:
+        if not (self._whole and measurement.whole):
+            log.warning("the run ended amid an update of the collapse statistics; no partial metrics are written")
+            return
+        if not measurement.counts["questions"]:
+            return
+        try:
+            metrics = self.get_collapse_metrics(sync=False)
+            metrics["meta"]["complete"] = False
+            write_json(path, metrics)
+        except (UserError, RunError) as error:
+            log.warning("no partial collapse metrics: %s", error)  # the run has an error of its own to tell of
+            return
+        log.warning("wrote the collapse metrics of %d questions into %s", metrics["meta"]["questions"], path)
 
     def _release(self, module: Any) -> None:
         if hasattr(module, "collect_features"):
@@ -243,6 +274,7 @@ class CollapseCollector(Callback):
         if self._measurement is not None and self._buffer is None:
             self._measurement.clear()
         self._measurement = self._buffer = None
+        self._whole = True
 
 
 def _sequences(outcome: Any) -> list[FeatureSequence]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from callbacks.collapse_collector import CollapseCollector
+from callbacks.comparison_report import ComparisonReport
 from lit_hass.errors import UserError
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import to_jsonable
@@ -44,12 +46,14 @@ class CollapseReport(Callback):
     run goes, every ``every_n_questions``, the chief numbers of rank 0's own share are logged as
     ``collapse/running/...``.
 
-    Where a run has several methods (``evaluate``), the last report draws them over each other and prints one table.
+    Where a run has several methods (``evaluate``), the last report draws them over each other and prints one table; it
+    prints none in front of a `ComparisonReport`, whose table has the chief numbers (``lit-hass report RUN`` has all).
 
     Args:
         method: whose collector; None for a module with one.
-        every_n_questions: how often to look while the run goes (a look computes all metrics of what was collected so
-            far); 0 does not.
+        every_n_questions: how often to look while the run goes; 0 does not. A look computes all metrics of what was
+            collected so far: where that takes seconds (wide models on a CPU), looks are left out that would make the
+            run more than a tenth longer.
         projector_classes: how many class means to show, the most frequent ones; 0 shows none.
         against: folder of an earlier run, which is drawn beside this one: base against base, model against model.
 
@@ -74,6 +78,7 @@ class CollapseReport(Callback):
         self._prefix = "" if method is None else f"{method}/"
         self._folder: Path | None = None
         self._seen = 0
+        self._next_look = 0.0
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Check that there will be something to report, and that the other run can be read.
@@ -88,7 +93,7 @@ class CollapseReport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder: a collective call."""
-        self._seen, self.subject = 0, None
+        self._seen, self._next_look, self.subject = 0, 0.0, None
         folder = trainer.log_dir
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         self._folder = None if folder is None or trial else Path(folder, self.method or "")
@@ -107,8 +112,13 @@ class CollapseReport(Callback):
         every = self.every_n_questions
         if not every or before // every == self._seen // every or not trainer.is_global_zero or not trainer.loggers:
             return
+        begin = time.monotonic()
+        if begin < self._next_look:
+            return
         metrics = to_jsonable(_collector(trainer, self.method).get_collapse_metrics(sync=False))
         found = scalars(metrics)
+        end = time.monotonic()
+        self._next_look = end + 10 * (end - begin) if end - begin > _LONG_LOOK else 0.0
         running = {f"{self._prefix}collapse/running/{tag.removeprefix('collapse/')}": x for tag, x in found.items()}
         wanted = {tag: x for tag, x in running.items() if any(part in tag for part in _RUNNING)}
         for logger in trainer.loggers:
@@ -162,7 +172,10 @@ class CollapseReport(Callback):
         if self.method is None:  # else `ComparisonReport` writes the page of all methods
             write_page(self._folder / PAGE, self._folder)
             log.info("wrote %s", self._folder / PAGE)
-        _print(subjects)
+        if any(isinstance(callback, ComparisonReport) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            log.info("lit-hass report %s shows the collapse metrics side by side", self._folder.parent)
+        else:
+            _print(subjects)
 
     def _others(self, taken: Collection[str] = ()) -> list[CollapseSubject]:
         if self.against is None:
@@ -173,6 +186,8 @@ class CollapseReport(Callback):
         return [replace(each, label=str(each.path)) if each.label in taken else each for each in run.subjects]
 
 
+#: Seconds; shorter looks are never left out.
+_LONG_LOOK = 1.0
 #: Parts of the tags that are logged as the run goes.
 _RUNNING = ("/state/", "/gnc2/mean", "/unc3/cov_abs", "/svd_entropy/overall", "/svd_entropy/normalized")
 

@@ -28,8 +28,8 @@ class CorrectDataWriter(Callback):
     While the run goes on, rank ``r`` appends to ``predictions.rank{r}.jsonl``, flushed to the disk after each batch. At
     its end rank 0 checks that every question is there and writes, in the order of the question file,
     ``predictions.jsonl`` (all), ``correct.jsonl`` (right and not cut, without shots and hint), ``correct_data.txt``
-    (the same in the original scripts' format) and ``metrics.json``. Naming the same folder again resumes it, with any number
-    of ranks; a resume whose settings would give other predictions is refused.
+    (the same in the original scripts' format) and ``metrics.json``. Naming the same folder again resumes it, with any
+    number of ranks; a resume whose settings would give other predictions is refused.
 
     It works with a `RationaleModule` and a `CommonsenseQADataModule`. All processes see the same folder.
 

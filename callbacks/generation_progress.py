@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lit_hass.records.predictions import Prediction
+
 
 class GenerationProgressBar(ProgressBar):
     """Batches done, tokens per second (end to end, of what this process decoded) and the time left, on rank 0."""
@@ -68,6 +70,9 @@ class GenerationProgressBar(ProgressBar):
     ) -> None:
         """Advance by a batch."""
         for outcome in outputs:
+            if isinstance(outcome, Prediction):
+                self._tokens, self._seconds = self._tokens + outcome.gen_tokens, self._seconds + outcome.seconds
+                continue
             for part in getattr(outcome, "parts", {"": outcome}).values():
                 for turns in part.choices:
                     self._tokens += sum(len(turn.generation.output_ids) for turn in turns)

@@ -62,13 +62,13 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
                 text = tmp_path / "text.txt"
                 text.write_text("one two three four five six seven eight nine ten\n" * 80, encoding="utf-8")
                 more += ["--data.train_files", f"[{text}]", "--data.tokenizer", tiny_base, "--data.block_size", 16]
-            elif name == "star_sums_base.yaml":
+            elif name in ("star_sums_base.yaml", "train_rationale.yaml"):
                 rows = tmp_path / "rows.jsonl"
                 rows.write_text('{"prompt": "Q: a", "completion": " b"}\n' * 4, encoding="utf-8")
                 more += ["--data.tokenizer", tiny_base, "--data.train_file", rows, "--data.validation_file", rows]
             else:
                 more += ["--data.tokenizer", tiny_base, "--data.tokens_per_batch", 64, "--data.validation", 2]
-            if name in ("train_base_refine.yaml", "train_base_drill.yaml"):
+            if name in ("train_base_refine.yaml", "train_base_drill.yaml", "train_rationale.yaml"):
                 more += ["--model.base", tiny_base]
             else:
                 more += ["--model.architecture.num_hidden_layers", 1, "--model.architecture.hidden_size", 32]

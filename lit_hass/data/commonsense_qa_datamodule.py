@@ -255,6 +255,4 @@ def _pad_id(tokenizer: Any, name: str) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise UserError(
-        f"{name}: the tokenizer has neither a padding nor an end-of-sequence token to pad with"
-    )
+    raise UserError(f"{name}: the tokenizer has neither a padding nor an end-of-sequence token to pad with")

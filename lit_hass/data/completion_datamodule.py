@@ -78,9 +78,7 @@ class CompletionDataModule(LightningDataModule):
             return
         tokenizer: Any = load_tokenizer(self.tokenizer_name)
         if tokenizer.eos_token_id is None:
-            raise UserError(
-                f"{self.tokenizer_name}: the tokenizer has no token that ends a completion"
-            )
+            raise UserError(f"{self.tokenizer_name}: the tokenizer has no token that ends a completion")
         self.tokenizer = tokenizer
         self._train, self.skipped_long = self._read(self.train_file)
         if self.validation_file is not None:
@@ -94,10 +92,10 @@ class CompletionDataModule(LightningDataModule):
     def _read(self, path: str) -> tuple[list[Row], int]:
         rows, skipped, count = [], 0, 0
         for number, obj in read_objects(path, "completion file"):
-            texts = [obj.get(name) for name in ("prompt", "completion")]
-            if not all(isinstance(text, str) and text for text in texts):
+            prompt, completion = obj.get("prompt"), obj.get("completion")
+            if not (isinstance(prompt, str) and isinstance(completion, str) and prompt and completion):
                 raise UserError(f"{path}:{number}: prompt and completion must be texts that are not empty")
-            row = self._encode(*texts)
+            row = self._encode(prompt, completion)
             count += 1
             if len(row[0]) > self.max_length:
                 skipped += 1

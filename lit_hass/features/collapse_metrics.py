@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_hass.errors import RunError
 from lit_hass.features.kept_measures import (
     Kept,
     agreement_counts,
@@ -21,6 +22,7 @@ from lit_hass.features.kept_measures import (
     places,
 )
 from lit_hass.features.scopes import SCOPES, ScopeResult, result_of, synced
+from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics.accumulator import STATE_NAMES
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.group_entropies import GroupedEntropy
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What one guarded computation may raise: numbers that do not converge, and memory.
-_NUMERICAL = (torch.linalg.LinAlgError, MemoryError, torch.OutOfMemoryError, ArithmeticError)
+_STORE_COUNTS = ("rows_added", "n_dropped_rows", "n_unsampled_rows")
 
 
 class _Assembly:
@@ -46,15 +47,36 @@ class _Assembly:
         self.device = torch.device(self.config.device)
 
     def guarded(self, name: str, action: Callable[[], Any], otherwise: Any) -> Any:
-        """One family's failure leaves it null, named in ``errors``, and the others as they are."""
+        """One family's failure leaves it null, named in ``errors``, and the others as they are.
+
+        Collective: where it fails on one rank it is null on all of them, and where it is to end the run it ends all.
+
+        Args:
+            name: of the family.
+            action: computes it, without collective calls.
+            otherwise: the result where it fails.
+        """
+        failure: Exception | None = None
+        result = otherwise
         try:
-            return action()
-        except _NUMERICAL as error:
-            if self.config.on_error == "raise":
+            result = action()
+        except (ArithmeticError, MemoryError, RuntimeError) as error:
+            if not (isinstance(error, ArithmeticError | torch.linalg.LinAlgError) or is_out_of_memory(error)):
                 raise
             log.exception("%s could not be computed", name)
-            self.errors.append({"metric": name, "type": type(error).__name__, "message": str(error).split("\n")[0]})
-            return otherwise
+            # Without its traceback, which keeps every frame's tensors alive.
+            failure = error.with_traceback(None)
+        failed = failure is not None
+        if self.ranks is not None:
+            failed = bool(self.ranks.max(torch.tensor([int(failed)])))
+        if not failed:
+            return result
+        if self.config.on_error == "raise":
+            raise RunError(f"{name} could not be computed: {failure or 'another rank failed'}") from failure
+        if failure is not None:
+            message = str(failure).split("\n")[0]
+            self.errors.append({"metric": name, "type": type(failure).__name__, "message": message})
+        return otherwise
 
     def scope_results(self) -> dict[str, ScopeResult]:
         results = {}
@@ -226,15 +248,16 @@ class _Assembly:
 
     def _counts(self, results: dict[str, ScopeResult], cap: int | None) -> dict[str, Any]:
         store = self.m.store
-        mine = {**self.m.counts, "rows_added": store.rows_added, "n_dropped_rows": store.n_dropped_rows}
-        everyone = self.gathered((mine, store.kept.spill_disabled))
-        counts: dict[str, Any] = {name: sum(each[name] for each, _ in everyone) for name in mine}
+        mine = {**self.m.counts, **{name: getattr(store, name) for name in _STORE_COUNTS}}
+        everyone = self.gathered((mine, store.kept.spill_disabled, store.reproducible))
+        counts: dict[str, Any] = {name: sum(each[0][name] for each in everyone) for name in mine}
         counts["rows_in_statistics"] = results["overall"].counts.get("n_rows", 0)
         counts |= {name: value for name, value in results["overall"].counts.items() if name != "n_rows"}
         counts.setdefault("rows_in_text", 0)
         counts["n_rejected"] = counts["rows_in_statistics"] - counts["rows_in_text"]
         counts["n_kept_cap"] = cap
-        counts["spill_disabled"] = next((reason for _, reason in everyone if reason), None)
+        counts["spill_disabled"] = next((reason for _, reason, _ in everyone if reason), None)
+        counts["reservoir_reproducible"] = all(each[2] for each in everyone)
         return counts
 
 

@@ -189,10 +189,13 @@ class DurableFeatures:
 
         Raises:
             UserError: the folder cannot be written to any more.
-            RunError: the disk is full or failed.
+            RunError: the disk is full or failed; or the settings refuse a question's features, of which then nothing is
+                kept, so that a resume asks it again.
         """
         store = self.measurement.store
         flat = [sequence for _, sequences in questions for sequence in sequences]
+        for sequence in flat:
+            self.measurement.check(sequence)
         dtype = store.storage_dtype(flat[0].features.dtype) if flat else torch.float32
         moved = iter(on_host(flat, dtype))
         entries = [Entry(question_id, [next(moved) for _ in sequences]) for question_id, sequences in questions]

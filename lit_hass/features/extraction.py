@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,9 @@ def extract_features(
     """Run a model over a batch and return what its output layer reads, with the next tokens.
 
     Row pairs are ``hidden[:, t]`` with ``input_ids[:, t + 1]``, where the mask has both positions (the original scripts
-    asked for the second alone, which lets one row of padding in under left padding). The model runs as it is set up
-    (call ``eval()`` before), without gradients; the logits of the whole batch are never computed.
+    asked for the second alone, which lets one row of padding in under left padding); padded rows get the positions that
+    they have without padding. The model runs as it is set up (call ``eval()`` before), without gradients; the logits
+    of the whole batch are never computed.
 
     Args:
         model: a decoder-only `transformers` model, or an EAGLE-style wrapper around one (``base_model.model``).
@@ -54,6 +56,7 @@ def extract_features(
             use_cache=False,
             output_hidden_states=layer != -1,
             return_dict=True,
+            **_positions(decoder, real),
         )
     hidden = output.last_hidden_state if layer == -1 else _layer(output.hidden_states, layer)
     head: Any = causal.get_output_embeddings()
@@ -62,6 +65,13 @@ def extract_features(
         raise TypeError(f"{type(causal).__name__}: found features of width {hidden.shape[-1]} and {width}")
     pairs = (real[:, 1:] & real[:, :-1]).to(hidden.device)
     return hidden[:, :-1][pairs], ids[:, 1:].to(hidden.device)[pairs]
+
+
+def _positions(decoder: Any, real: Tensor) -> dict[str, Tensor]:
+    """Positions by real tokens: behind padding on the left a model would count the padding too."""
+    if not bool((real[:, 1:] & ~real[:, :-1]).any()) or "position_ids" not in signature(decoder.forward).parameters:
+        return {}
+    return {"position_ids": (real.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def _causal_model(model: Any) -> Any:

@@ -18,6 +18,8 @@ from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, distribution, entr
 
 # Numbers of the rows that are looked at together.
 _PART_NUMBERS = 2**21
+# Tokens of the vocabulary that `nc4_counts` scores at a time.
+_VOCABULARY_PART = 16384
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -205,7 +207,9 @@ def agreement_counts(
     counts = torch.zeros(len(classes.ids), len(NC4_COLUMNS), dtype=torch.int64)
     if not len(ids) or not len(classes.ids):
         return counts
-    rows = max(1, _PART_NUMBERS // classes.offsets.shape[1])
+    # Scores of each row for each class, and for a part of the vocabulary, exist in float64.
+    widest = max(*classes.offsets.shape, 0 if vocabulary is None else min(len(vocabulary), _VOCABULARY_PART))
+    rows = max(1, _PART_NUMBERS // widest)
     for place, part in zip(chosen.split(rows), ids.split(rows), strict=True):
         features = kept.gather(place).to(classes.ids.device)
         counts += nc4_counts(

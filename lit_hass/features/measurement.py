@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_hass.errors import UserError
+from lit_hass.errors import RunError, UserError
 from lit_hass.features.config import CollapseConfig
 from lit_hass.features.extraction import special_ids
 from lit_hass.features.rows import RowBlock
-from lit_hass.features.scopes import SCOPES, Sums, add_rows, merged, new_sums
-from lit_hass.features.sequences import PROMPT, REJECTED, FeatureSequence
+from lit_hass.features.scopes import SCOPES, Sums, add_rows, by_scope, kept_groups, merged, new_sums
+from lit_hass.features.sequence_chunks import sequence_chunks
+from lit_hass.features.sequences import PROMPT, FeatureSequence
 from lit_hass.features.store import FeatureStore
+from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics.accumulator import STATE_NAMES
 from lit_hass.metrics.classifier_rows import Classifier
-from lit_hass.metrics.functional.group_entropies import chunk_entropies
-
-log = logging.getLogger(__name__)
 
 _COUNTS = ("questions", "questions_without_features", "questions_failed", "sequences", "n_left_out_states")
 
@@ -51,6 +48,7 @@ class CollapseMeasurement:
         sums: the accumulators by scope.
         chunks: entropies along each sequence.
         counts: what else was counted.
+        whole: False where an error or an interruption came amid an update, so that the sums are of no use any more.
 
     Example:
         >>> import torch
@@ -84,7 +82,8 @@ class CollapseMeasurement:
         self._states = {STATE_NAMES.index(name) for name in config.states}
         # Without a sample nothing is kept beyond the host's buffer.
         keeps = config.compute_token_metrics or config.compute_class_metrics
-        self.store = FeatureStore(num_features, config, self._fold, self._group, keeps, folder, rank)
+        self._began_with = config.deciding_state()
+        self.store = FeatureStore(num_features, config, self._fold, self._group, keeps, folder, rank, by_scope)
         self._reset()
 
     @classmethod
@@ -122,6 +121,7 @@ class CollapseMeasurement:
             files: also delete spilled rows.
         """
         self.store.clear(files)
+        self._began_with = self.config.deciding_state()
         self._reset()
 
     def _reset(self) -> None:
@@ -130,13 +130,12 @@ class CollapseMeasurement:
             sums = self._new_sums(self.paired and scope == "answer")
             if sums is not None:
                 self.sums[scope] = sums
+        self.whole = True
         self.chunks: list[dict[str, Any]] = []
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     def _new_sums(self, paired: bool) -> Sums | None:
-        return new_sums(
-            self.num_features, self.config, self.classifier, self.special, self.num_classes, paired
-        )  # fmt: skip
+        return new_sums(self.num_features, self.config, self.classifier, self.special, self.num_classes, paired)
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
@@ -144,9 +143,10 @@ class CollapseMeasurement:
         """Add the rows of one sequence; its device may be any.
 
         Raises:
-            ValueError: shapes that do not fit, or (with ``nan_strategy="error"``) a number that is not finite.
+            ValueError, RunError: see `check`; nothing has been added then.
         """
-        self._check_width(sequence)
+        self._check_settings()
+        self.check(sequence)
         before = self.store.rows_added
         for block in sequence.blocks(self._states, self._placeholder, self.config.hash_salt):
             paired = block.paired if self.paired else None
@@ -155,7 +155,7 @@ class CollapseMeasurement:
         self.counts["n_left_out_states"] += rows - (self.store.rows_added - before)
         self.counts["sequences"] += 1
         if self.config.compute_overall_metrics and self.config.chunks:
-            self._add_chunks(sequence)
+            self.chunks.append(sequence_chunks(sequence, self.config))
 
     def add_question(self, sequences: Sequence[FeatureSequence]) -> None:
         """Add the sequences of one answered question, and count it; without sequences it had no features."""
@@ -171,58 +171,61 @@ class CollapseMeasurement:
             features: ``[n, d]`` floating.
             token_ids: ``[n]`` int64.
             states: ``[n]`` int64 codes; None is text that was given (prompt).
+
+        Raises:
+            ValueError: shapes that do not fit.
+            RunError: with ``nan_strategy="error"``: a number that is not finite.
         """
         if states is None:
             states = torch.full_like(token_ids, PROMPT)
+        self._check_settings()
+        if self.config.nan_strategy == "error":
+            self._refuse_nan(features, f"a batch of {len(features)} rows")
         self.store.add_features(features, token_ids, states)
 
-    def _check_width(self, sequence: FeatureSequence) -> None:
-        widths = {x.shape[-1] for x in (sequence.features, sequence.rejected) if len(x)}
-        if self.paired and len(sequence.draft_features):
-            widths.add(sequence.draft_features.shape[-1])
+    def check(self, sequence: FeatureSequence) -> None:
+        """Refuse what cannot be added, before any of it is.
+
+        Raises:
+            ValueError: a width that does not fit, or settings that were changed.
+            RunError: with ``nan_strategy="error"``: a number that is not finite; names the sequence.
+        """
+        streams = [sequence.features, sequence.rejected, *([sequence.draft_features] if self.paired else [])]
+        widths = {x.shape[-1] for x in streams if len(x)}
         if widths - {self.num_features}:
             raise ValueError(f"features of width {sorted(widths)} where {self.num_features} is expected")
+        if self.config.nan_strategy == "error":
+            for x in streams:
+                self._refuse_nan(x, ", ".join(map(str, sequence.name)))
 
-    def _add_chunks(self, sequence: FeatureSequence) -> None:
-        rule = self.config.chunk_rows
-        rows = sequence.features
-        mine = sequence.states != PROMPT
-        if rule == "prompt":
-            rows = rows[~mine]
-        elif rule == "answer" or (rule == "auto" and bool(mine.any())):
-            rows = rows[mine]
-        rows = rows[torch.isfinite(rows).all(1)].to(self.config.device)
-        config = self.config
-        found = chunk_entropies(rows, config.chunks, config.chunk_rule, **config.entropy)
-        names = dict(zip(("question_id", "choice", "turn"), (*sequence.name, None, None, None), strict=False))
-        self.chunks.append(
-            {
-                **names,
-                "length": len(rows),
-                "entropies": [_no_nan(value) for value in found.entropies],
-                "normalized": [_no_nan(value) for value in found.normalized],
-                "first_minus_last": _no_nan(found.first_minus_last),
-                "pattern": found.pattern,
-            }
-        )
+    def _check_settings(self) -> None:
+        now = self.config.deciding_state()
+        changed = [name for name, value in self._began_with.items() if now[name] != value]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} decide what is counted already and were changed; clear() first")
+
+    def _refuse_nan(self, rows: Tensor, name: str) -> None:
+        stored = rows.to(self.store.storage_dtype(rows.dtype))  # float16 has no room for large numbers
+        bad = int((~torch.isfinite(stored).all(1)).sum())
+        if bad:
+            raise RunError(f"{name}: {bad} feature rows are not finite, and collapse.nan_strategy is error")
 
     def _fold(self, block: RowBlock) -> None:
-        """Add rows to the accumulators; what the store calls."""
+        """Add rows of one scope to its accumulator; what the store calls."""
         assert block.states is not None
-        prompt = block.states == PROMPT
-        for scope, rows in (("prompt", prompt), ("answer", ~prompt)):
-            if scope in self.sums and bool(rows.any()):
-                add_rows(self.sums[scope], block if bool(rows.all()) else block.select(rows))
+        scope = "prompt" if int(block.states[0]) == PROMPT else "answer"
+        if scope not in self.sums:
+            return
+        self.whole = False
+        try:
+            add_rows(self.sums[scope], block)
+        except (ValueError, MemoryError, RuntimeError) as error:
+            self.whole = isinstance(error, ValueError) or is_out_of_memory(error)  # nothing was added
+            raise
+        self.whole = True
 
     def _group(self, block: RowBlock) -> Tensor:
-        """Twice the token id, plus one for rows that are not the prompt's; -1 for rows that are not kept."""
-        assert block.states is not None
-        ids = block.token_ids
-        groups = 2 * ids + (block.states != PROMPT)
-        left_out = (block.states == REJECTED) | (ids < 0) | ~torch.isfinite(block.features).all(1)
-        if self.special:
-            left_out |= torch.isin(ids, torch.tensor(self.special))
-        return groups.masked_fill(left_out, -1)
+        return kept_groups(block, self.special)
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
@@ -236,6 +239,7 @@ class CollapseMeasurement:
         """
         from lit_hass.features.collapse_metrics import collapse_metrics
 
+        self._check_settings()
         self.store.consolidate()
         return collapse_metrics(self, sync)
 
@@ -297,8 +301,3 @@ class CollapseMeasurement:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
-
-
-def _no_nan(value: float) -> float | None:
-    """NaN as None."""
-    return None if math.isnan(value) else value

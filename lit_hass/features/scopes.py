@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from lit_hass.errors import RunError
 from lit_hass.features.config import CollapseConfig
 from lit_hass.features.rows import RowBlock
+from lit_hass.features.sequences import PROMPT, REJECTED
+from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics import ClassStatistics, CollapseMetrics
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.classifier_rows import Classifier
@@ -92,7 +95,7 @@ def add_rows(sums: Sums, block: RowBlock) -> None:
     Raises:
         RunError: memory gave out when a part of the sums was changed already.
         ValueError: see `CollapseMetrics.update`.
-        MemoryError, torch.OutOfMemoryError: nothing was added.
+        MemoryError, RuntimeError: of memory (see `is_out_of_memory`); nothing was added.
     """
     before = sums.row_counts.clone()
     takes_pairs = isinstance(sums, CollapseMetrics) and sums._paired is not None
@@ -103,13 +106,33 @@ def add_rows(sums: Sums, block: RowBlock) -> None:
             None if block.states is None else block.states.to(sums.device),
             **({"paired_features": block.paired} if takes_pairs and block.paired is not None else {}),
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        if not torch.equal(before, sums.row_counts):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) and not torch.equal(before, sums.row_counts):
             raise RunError(
                 "memory gave out amid an update of the statistics, which are no longer whole; resume the run with a "
                 "smaller collapse.max_buffer_size, or on another collapse.device"
             ) from error
         raise
+
+
+def by_scope(block: RowBlock) -> Iterator[RowBlock]:
+    """Part a block into the rows of each accumulator."""
+    assert block.states is not None
+    prompt = block.states == PROMPT
+    for rows in (prompt, ~prompt):
+        if bool(rows.any()):
+            yield block if bool(rows.all()) else block.select(rows)
+
+
+def kept_groups(block: RowBlock, special: Sequence[int]) -> Tensor:
+    """Twice the token id, plus one for rows that are not the prompt's; -1 for rows that are not kept."""
+    assert block.states is not None
+    ids = block.token_ids
+    groups = 2 * ids + (block.states != PROMPT)
+    left_out = (block.states == REJECTED) | (ids < 0) | ~torch.isfinite(block.features).all(1)
+    if special:
+        left_out |= torch.isin(ids, torch.tensor(special))
+    return groups.masked_fill(left_out, -1)
 
 
 @contextmanager
@@ -131,8 +154,7 @@ def result_of(sums: Sums, config: CollapseConfig) -> ScopeResult:
     result.counts["rows_in_text"] = sums.text_sums()[0] if by_class is None else int(by_class.sum())
     if isinstance(sums, CollapseMetrics):
         sums._computed = None  # it may be that of another moment, or of one rank
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        with _quiet(result.counts["n_rows"] == 0):
             result.values = {name: float(value) for name, value in sums.compute().items()}
             details = sums.compute_details()
         sums._computed = None
@@ -149,6 +171,21 @@ def result_of(sums: Sums, config: CollapseConfig) -> ScopeResult:
     return result
 
 
+@contextmanager
+def _quiet(empty: bool) -> Iterator[None]:
+    """Let no warning out that a metric without any rows is undefined: that of an empty scope says why in the result."""
+    previous = _METRICS_LOG.level
+    if empty:
+        _METRICS_LOG.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+            yield
+    finally:
+        _METRICS_LOG.setLevel(previous)
+
+
+_METRICS_LOG = logging.getLogger("lit_hass.metrics.accumulator")
 _COUNTERS = ("n_rows", "n_nonfinite", "n_ignored", "n_special")
 
 

@@ -51,6 +51,12 @@ class FeatureSequence:
         )
         return cls(name, features, found.token_ids, found.states, rejected, draft_features, draft_rows)
 
+    @classmethod
+    def of_text(cls, name: tuple[Any, ...], features: Tensor, token_ids: Tensor, states: Tensor) -> FeatureSequence:
+        """Name the features of a text that was given, for which nothing was drafted."""
+        features = features.detach()
+        return cls(name, features, token_ids, states, features[:0], features[:0], token_ids[:0])
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {name: getattr(self, name) for name in _TENSORS}

@@ -16,6 +16,7 @@ from lit_hass.features.config import CollapseConfig
 from lit_hass.features.kept_rows import KeptRows
 from lit_hass.features.row_keys import row_keys
 from lit_hass.features.rows import RowBlock, joined
+from lit_hass.memory_errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ _HOST_SHARE = 8
 
 Sink = Callable[[RowBlock], None]
 Grouping = Callable[[RowBlock], Tensor]
+Splitting = Callable[[RowBlock], Iterator[RowBlock]]
 
 
 def token_groups(block: RowBlock) -> Tensor:
@@ -51,7 +53,8 @@ class FeatureStore:
     Args:
         num_features: d.
         config: its memory settings.
-        sink: takes blocks of rows; None only keeps them.
+        sink: takes blocks of rows, each whole or not at all; None only keeps them.
+        split: parts a block into those that the sink takes one by one; None hands them over whole.
         groups: gives each row's group in the sample, negative for rows that are not kept; None keeps by class.
         keep_rows: whether to keep a sample at all.
         folder: for spilled rows; None is `config.spill_dir`.
@@ -60,6 +63,7 @@ class FeatureStore:
     Attributes:
         rows_added: rows that came in.
         n_dropped_rows: those that could not be folded for lack of memory.
+        n_unsampled_rows: those that were folded, but could not be offered to the sample for lack of memory.
         kept: the sample.
     """
 
@@ -72,12 +76,13 @@ class FeatureStore:
         keep_rows: bool = True,
         folder: str | Path | None = None,
         rank: int = 0,
+        split: Splitting | None = None,
     ) -> None:
         if num_features < 1:
             raise UserError(f"num_features must be positive, got {num_features}")
         self.num_features, self.config, self.sink, self.rank = num_features, config, sink, rank
-        self.rows_added = self.n_dropped_rows = self._numbered = 0
-        self._groups, self._keeps = groups, keep_rows
+        self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
+        self._groups, self._keeps, self._split = groups, keep_rows, split
         place = folder or config.spill_dir
         self.kept = KeptRows(
             num_features,
@@ -89,6 +94,7 @@ class FeatureStore:
         )
         self._staged: list[RowBlock] = []
         self._buffered: list[RowBlock] = []
+        self._settled = 0  # rows that are in the sums, or counted as dropped
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -106,8 +112,8 @@ class FeatureStore:
             features: ``[n, d]`` floating.
             token_ids: ``[n]`` int64.
             states: ``[n]`` int64.
-            keys: ``[n]`` int64 priorities; None numbers the rows as they come (then the sample depends on how they are
-                split over ranks).
+            keys: ``[n]`` int64 priorities; None numbers the rows as they come (then the sample depends on their order
+                and on how they are split over ranks, see `reproducible`).
             paired: ``[n, e]`` floating.
 
         Raises:
@@ -124,14 +130,24 @@ class FeatureStore:
         if not n:
             return
         if keys is None:
-            keys = row_keys(self.rank, self._numbered, n, self.config.hash_salt, features.device)
+            # Items of their own for each rank, with room for 2^40 rows.
+            keys = row_keys(self.rank << 20, self._numbered, n, self.config.hash_salt, features.device)
             self._numbered += n
         keys, token_ids = keys.to(features.device), token_ids.to(features.device)
-        self._staged.append(RowBlock(features, token_ids, states, keys, paired).own())
-        self.rows_added += n
-        waiting = sum(map(len, self._staged))
-        if waiting >= self.config.save_every or sum(x.nbytes for x in self._staged) >= self.config.device_bytes:
-            self.flush()
+        # In pieces: however many rows come at once, no more than the budget is copied.
+        size = features.element_size() * self.num_features * (2 if paired is not None else 1)
+        most = max(1, min(self.config.save_every, self.config.device_bytes // size))
+        for piece in RowBlock(features, token_ids, states, keys, paired).pieces(most):
+            self._staged.append(piece.own())
+            self.rows_added += len(piece)
+            waiting = sum(map(len, self._staged))
+            if waiting >= self.config.save_every or sum(x.nbytes for x in self._staged) >= self.config.device_bytes:
+                self.flush()
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the sample depends on the rows alone: all of them came with keys."""
+        return not self._numbered
 
     def flush(self) -> None:
         """Move what is staged to host memory, one copy per tensor, and consolidate if that is full."""
@@ -158,40 +174,55 @@ class FeatureStore:
         rows = max(1, _FOLD_NUMBERS // self.num_features)
         pieces = [piece for block in joined(pending) for piece in block.pieces(rows)]
         del pending
-        done = 0
+        done, settled = 0, self._settled
         try:
             for piece in pieces:
-                self._fold(piece)
+                settled = self._settled
+                for part in (piece,) if self._split is None else self._split(piece):
+                    self._fold(part)
                 done += 1
         finally:
             if done < len(pieces):  # an error that nobody can mend: what it hit is counted, the rest stays here
-                self.n_dropped_rows += len(pieces[done])
+                self.n_dropped_rows += len(pieces[done]) - (self._settled - settled)
                 self._buffered = pieces[done + 1 :] + self._buffered
 
     def _fold(self, block: RowBlock) -> None:
         """Fold a block, in halves where memory does not suffice for the whole; each row ends in exactly one place."""
+        failed = False
         try:
             if self.sink is not None:
                 self.sink(block)
-        except (MemoryError, torch.OutOfMemoryError):
-            if self.config.on_error == "raise":
+        except (MemoryError, RuntimeError) as error:
+            if not self._goes_on(error):
                 raise
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             failed = True
-        else:
-            failed = False
         # Outside of the handler: the error's traceback would keep the block's copies alive.
-        if failed and len(block) > 1:
-            half = len(block) // 2
-            for part in (block.select(slice(0, half)), block.select(slice(half, None))):
-                self._fold(part)
-        elif failed:
-            self.n_dropped_rows += len(block)
+        if failed:
+            _free_memory()
+            if len(block) > 1:
+                half = len(block) // 2
+                for part in (block.select(slice(0, half)), block.select(slice(half, None))):
+                    self._fold(part)
+                return
+            self.n_dropped_rows += 1
+            self._settled += 1
             log.warning("a feature row was dropped: there is no memory to add it to the statistics")
-        elif self._keeps:
+            return
+        self._settled += len(block)
+        if not self._keeps:
+            return
+        try:
             self._keep(block)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not self._goes_on(error):
+                raise
+        self.n_unsampled_rows += len(block)
+        _free_memory()
+        log.warning("there is no memory for a sample of %d feature rows; the sums have them", len(block))
+
+    def _goes_on(self, error: BaseException) -> bool:
+        return is_out_of_memory(error) and self.config.on_error == "continue"
 
     def _keep(self, block: RowBlock) -> None:
         groups = self._groups(block)
@@ -227,7 +258,9 @@ class FeatureStore:
         """Everything that is kept, folded before, as tensors and plain values; spilled rows stay in their files."""
         self.consolidate()
         tensors, plain = self.kept.state()
-        return tensors, {**plain, "rows_added": self.rows_added, "n_dropped_rows": self.n_dropped_rows}
+        counted = {"rows_added": self.rows_added, "numbered": self._numbered}
+        lost = {"n_dropped_rows": self.n_dropped_rows, "n_unsampled_rows": self.n_unsampled_rows}
+        return tensors, {**plain, **counted, **lost}
 
     def merge(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
         """Take in the `state` of another store; see `KeptRows.merge`.
@@ -238,6 +271,8 @@ class FeatureStore:
         self.consolidate()
         self.rows_added += plain["rows_added"]
         self.n_dropped_rows += plain["n_dropped_rows"]
+        self.n_unsampled_rows += plain["n_unsampled_rows"]
+        self._numbered += plain["numbered"]
         self.kept.merge(tensors, plain)
 
     def clear(self, files: bool = True) -> None:
@@ -248,10 +283,8 @@ class FeatureStore:
         """
         self._staged, self._buffered = [], []
         self.kept.clear(files)
-        self.rows_added = self.n_dropped_rows = self._numbered = 0
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
+        _free_memory()
 
     def __enter__(self) -> FeatureStore:
         """Return the store."""
@@ -260,3 +293,9 @@ class FeatureStore:
     def __exit__(self, *exc_info: object) -> None:
         """Let go of everything."""
         self.clear()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

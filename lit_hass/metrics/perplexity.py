@@ -132,7 +132,7 @@ class Perplexity(Metric):
         if nll.ndim != 1 or not nll.is_floating_point():
             raise ValueError(f"nll must be one floating dimension, found {nll.dtype} of shape {list(nll.shape)}")
         with ordinary_tensors():
-            values = nll.detach().to(self.nll.device, torch.float64)
+            values = nll.detach().to(self.nll.device).to(torch.float64)  # in this order for MPS, which has no float64
             owners = torch.as_tensor(documents, device=self.nll.device)
             if owners.is_floating_point() or owners.ndim > 1 or owners.ndim == 1 and len(owners) != len(values):
                 raise ValueError(f"documents must be int64 of shape {list(nll.shape)}, found {list(owners.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
@@ -53,7 +54,7 @@ class ResourceSampler:
         self._device_peak = self._reserved_peak = 0
         self._utilization: list[float] = []
         #: Why nothing is known of the GPU's utilisation.
-        self.utilization_reason: str | None = None if device.type == "cuda" else "no GPU"
+        self.utilization_reason = _why_nobody_tells(device)
 
     @property
     def seconds(self) -> float:
@@ -120,16 +121,23 @@ class ResourceSampler:
     def _look_at_gpu(self) -> float | None:
         if self.utilization_reason is not None:
             return None
+        from pynvml import NVMLError
+
         try:
             return torch.cuda.utilization(self.device) / 100
-        except (ModuleNotFoundError, RuntimeError) as error:  # no pynvml, or no driver library for it
-            self.utilization_reason = str(error)
-        except Exception as error:
-            # pynvml's own errors (a GPU that is split, no permission), whose class only exists where pynvml does.
-            if type(error).__module__.partition(".")[0] != "pynvml":
-                raise
+        # A GPU that is split or that we may not ask; no driver library, or a device that it does not know by our name.
+        except (NVMLError, RuntimeError) as error:
             self.utilization_reason = str(error)
         return None
+
+
+def _why_nobody_tells(device: torch.device) -> str | None:
+    """Why the device's utilisation cannot be asked for; None where it can."""
+    if device.type != "cuda":
+        return "no GPU"
+    if torch.version.hip is not None:
+        return "read on NVIDIA's GPUs only"
+    return None if find_spec("pynvml") is not None else "nvidia-ml-py is not installed"
 
 
 def _processor_seconds() -> float:

@@ -8,17 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_hass.errors import UserError
+from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.models.memory_estimate import ModelSizes, estimate_memory
+
+__all__ = ("USABLE", "batch_that_fits", "device_memory", "is_out_of_memory")
 
 #: Share of the memory that is planned with: the rest is for the device's context, workspaces and fragments.
 USABLE = 0.9
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short: of a GPU, or of the machine (another kind of error)."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def batch_that_fits(

@@ -37,6 +37,7 @@ class PerplexityModule(LightningModule):
                         are the hidden states behind the final norm that the output layer reads, ``token_ids [n]`` the
                         token behind each, ``states [n]`` all ``TokenState.PROMPT``. They are of the first protocol's
                         windows alone, so that over a run each scored token comes once; n may be 0.
+    ``"feature_windows"``  with ``collect_features``: ``[n]`` int64, the index of each feature's window in the plan
     ==================  =========================================================================================
 
     Args:
@@ -135,18 +136,19 @@ class PerplexityModule(LightningModule):
         """
         assert self.scorer is not None
         scored = self.scorer(batch)
-        self._refuse_nan(batch, scored.nll)
-        values = scored.nll.double()
+        nll = scored.nll.to(batch.targets.device)  # a model spread over devices leaves them on its last one
+        self._refuse_nan(batch, nll)
         for recipe in sorted({index for members in batch.members for index, _ in members}):
-            self._add(recipe, batch, values)
+            self._add(recipe, batch, nll)
         self._seen.update(batch.windows)
         first = batch.members[0][0][0] if batch.members else None
         return {
-            "nll": scored.nll,
+            "nll": nll,
             "targets": batch.targets,
             "windows": batch.windows,
             "running": None if first is None else (self._names[first], self._running(first)),
             "features": self._features(batch, scored) if self.collect_features else None,
+            "feature_windows": self._feature_windows(batch) if self.collect_features else None,
         }
 
     def _add(self, recipe: int, batch: WindowBatch, values: Tensor) -> None:
@@ -189,10 +191,19 @@ class PerplexityModule(LightningModule):
         metric: Any = self.metrics[recipe]
         return float(torch.exp(metric.nll.sum() / metric.tokens.sum()))
 
-    def _features(self, batch: WindowBatch, scored: ScoredWindows) -> TokenFeatures:
-        assert scored.hidden is not None
+    def _of_first(self, batch: WindowBatch, device: torch.device) -> Tensor:
+        """Which of the batch's scored tokens are of the first protocol's windows."""
         first = [any(recipe == 0 for recipe, _ in members) for members in batch.members]
-        mine = torch.tensor(first, dtype=torch.bool, device=scored.hidden.device)[batch.owners.to(scored.hidden.device)]
+        return torch.tensor(first, dtype=torch.bool, device=device)[batch.owners.to(device)]
+
+    def _feature_windows(self, batch: WindowBatch) -> Tensor:
+        owners = batch.owners[self._of_first(batch, batch.owners.device)]
+        return torch.tensor(batch.windows, dtype=torch.int64, device=owners.device)[owners]
+
+    def _features(self, batch: WindowBatch, scored: ScoredWindows) -> TokenFeatures:
+        if scored.hidden is None:  # found out with the first window
+            raise RunError(f"{self.base}: the features of this kind of model cannot be collected")
+        mine = self._of_first(batch, scored.hidden.device)
         with ordinary_tensors():  # so that what reads them may change them or compute gradients through them
             features = scored.hidden[mine].clone()
             token_ids = batch.targets.to(mine.device)[mine].clone()

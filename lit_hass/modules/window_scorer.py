@@ -83,7 +83,7 @@ class WindowScorer:
         if self._head is None:
             return ScoredWindows(self._whole(batch), None)
         hidden = self._decode(batch.input_ids)
-        chosen = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+        chosen = hidden.reshape(-1, hidden.shape[-1])[batch.positions.to(hidden.device)]
         del hidden
         return ScoredWindows(token_nll(chosen, self._head, batch.targets.to(chosen.device), self.rows), chosen)
 
@@ -103,7 +103,8 @@ class WindowScorer:
                 logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
             else:
                 logits = self.model(input_ids=ids, use_cache=False).logits[0, places]
-            found.append(token_nll(logits, lambda piece: piece.float().clone(), batch.targets[mine], self.rows))
+            targets = batch.targets[mine].to(logits.device)
+            found.append(token_nll(logits, lambda piece: piece.float().clone(), targets, self.rows))
         return torch.cat(found)
 
     def _verify(self, batch: WindowBatch) -> None:

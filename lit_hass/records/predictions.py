@@ -4,6 +4,7 @@ As with answers (`lit_hass.records.shards`), each rank appends to a shard of its
 every question is done; a folder that was killed at any moment is read back whole.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from lit_hass.records.answer_files import iter_intact
 from lit_hass.records.atomic import sync_folder, to_json, write_lines, write_text
 from lit_hass.records.json_lines import read_objects
 from lit_hass.records.shards import ShardWriter
+
+log = logging.getLogger(__name__)
 
 #: Ends a block of ``correct_data.txt``.
 END_OF_TEXT = "<|end_of_text|>"
@@ -83,7 +86,7 @@ def parse_prediction(obj: Mapping[str, Any]) -> Prediction:
     Raises:
         ValueError: the object is no prediction; the message is the cause.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(Prediction):
         value = obj.get(field.name)
         is_number = isinstance(value, bool) and bool not in _TYPES[field.name]
@@ -209,10 +212,16 @@ def write_kept(folder: PredictionFolder, kept: Sequence[Prediction]) -> int:
     """Write ``correct.jsonl`` and ``correct_data.txt``, whole and anew.
 
     Returns:
-        how many blocks the text file lacks, because their text holds its delimiter.
+        how many blocks the text file lacks, because their text holds its delimiter; said in a warning, too.
     """
     write_lines(folder.correct, (to_json(one.to_dict()) for one in kept))
     blocks = [one.prompt + one.completion for one in kept]
     whole = [block for block in blocks if END_OF_TEXT not in block]
     write_text(folder.correct_data, "".join(f"{block}{END_OF_TEXT}\n\n" for block in whole))
-    return len(blocks) - len(whole)
+    lost = len(blocks) - len(whole)
+    if lost:
+        log.warning(
+            "%s lacks %d of %d answers, whose text holds %s; %s has them",
+            folder.correct_data, lost, len(blocks), END_OF_TEXT, folder.correct.name,
+        )  # fmt: skip
+    return lost

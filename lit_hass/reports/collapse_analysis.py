@@ -6,9 +6,9 @@ import math
 import os
 from typing import Any
 
-from lit_hass.errors import UserError
 from lit_hass.records import to_jsonable, write_json
 from lit_hass.reports.collapse_chunks import analyze_chunks, analyze_sequence
+from lit_hass.reports.collapse_shape import check_shape
 
 #: Of ``collapse_report.json``.
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class CollapseAnalyzer:
             UserError: these are no collapse metrics.
         """
         metrics = to_jsonable(metrics)
-        _check(metrics)
+        check_shape(metrics)
         tokens = self._family(metrics, "compute_token_metrics", "token_metrics")
         overall = self._family(metrics, "compute_overall_metrics", "overall_metrics")
         scopes: dict[str, Any] = self._family(metrics, "compute_class_metrics", "family") or {}
@@ -100,18 +100,6 @@ class CollapseAnalyzer:
 
     def _family(self, metrics: dict[str, Any], switch: str, key: str) -> dict[str, Any] | None:
         return metrics.get(key) if getattr(self.config, switch, True) else None
-
-
-def _check(metrics: Any) -> None:
-    """Refuse what is no metrics dict, naming the key."""
-    if not isinstance(metrics, dict) or "total_tokens" not in metrics:
-        raise UserError("these are no collapse metrics: total_tokens is missing")
-    for key in ("token_metrics", "overall_metrics", "chunk_metrics", "family", "states", "spectra", "counts", "meta"):
-        if not isinstance(metrics.get(key), dict | None):
-            raise UserError(f"these are no collapse metrics: {key} is a {type(metrics[key]).__name__}, not an object")
-    for key in metrics.get("token_metrics") or {}:
-        if not key.lstrip("-").isdigit():
-            raise UserError(f"these are no collapse metrics: token_metrics has the key {key!r}, not a token id")
 
 
 def _summary(total: int, tokens: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,8 +63,16 @@ class Statement:
 
 
 def comparability(a: CollapseSubject, b: CollapseSubject) -> list[Statement]:
-    """Judge every topic of two subjects."""
-    return [_statement(topic, a, b) for topic in (SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA)]
+    """Judge every topic of two subjects; that of a draft only where there is one."""
+    topics = [SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, *([CKA] if _has_draft(a) or _has_draft(b) else [])]
+    return [_statement(topic, a, b) for topic in topics]
+
+
+def verdict_texts(statements: Sequence[Statement]) -> list[tuple[Level, str]]:
+    """Say all of it in few lines: what is comparable in one, and each of the rest with its reasons."""
+    good = [statement.topic for statement in statements if statement.level == _ORDER[0]]
+    rest = [(statement.level, str(statement)) for statement in statements if statement.level != _ORDER[0]]
+    return [*([(_ORDER[0], f"comparable: {'; '.join(good)}")] if good else []), *rest]
 
 
 def _statement(topic: str, a: CollapseSubject, b: CollapseSubject) -> Statement:
@@ -140,11 +148,15 @@ def _of_lengths(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level,
 
 
 def _of_drafts(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
-    without = [s.label for s in (a, b) if s.value("cka/linear", "answer") is None]
+    without = [s.label for s in (a, b) if not _has_draft(s)]
     if without:
-        yield "not comparable", f"no features of a draft in {' and '.join(without)}"
+        yield "not comparable", f"{without[0]} has no draft"
     elif a.meta.get("draft") != b.meta.get("draft"):
         yield "with care", f"two drafts: {_show(a.meta.get('draft'))} and {_show(b.meta.get('draft'))}"
+
+
+def _has_draft(subject: CollapseSubject) -> bool:
+    return subject.value("cka/linear", "answer") is not None
 
 
 def _apart(one: float, other: float) -> bool:

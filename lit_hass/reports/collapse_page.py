@@ -9,19 +9,19 @@ from typing import Any
 from lit_hass.reports.collapse_comparability import Statement, comparability
 from lit_hass.reports.collapse_plot import chunks_figure, scopes_figure, spectrum_figure, to_png, tokens_figure
 from lit_hass.reports.collapse_rows import (
-    NOT_COMPARABLE,
     collapse_rows,
     columns,
     error_texts,
     extreme_tokens,
     family_rows,
+    legend_texts,
     note_texts,
     undefined_texts,
 )
 from lit_hass.reports.collapse_run import CollapseSubject, ReportedRun
 from lit_hass.reports.comparison_page import comparison_parts
 from lit_hass.reports.comparison_plot import plot_comparison
-from lit_hass.reports.html_page import bullets, details, page, picture, section, table, text
+from lit_hass.reports.html_page import bullets, cell_table, details, page, picture, section, table, text
 from lit_hass.reports.run_rows import resource_rows, statistics_rows
 
 _LEVEL_CLASS = {"comparable": "good", "with care": "unknown", "not comparable": "bad"}
@@ -73,8 +73,7 @@ def collapse_parts(subjects: Sequence[CollapseSubject]) -> list[str]:
     rows = collapse_rows(subjects, statements)
     cells = [(row.label, *row.cells, *([row.difference] if len(subjects) == 2 else [])) for row in rows]
     parts = ["<h2>Representation collapse</h2>", table(columns(subjects), cells)]
-    if any(row.difference == NOT_COMPARABLE for row in rows):
-        parts.append(f"<p>{NOT_COMPARABLE}: no difference is shown of what is not comparable.</p>")
+    parts += [f"<p>{text(line)}</p>" for line in legend_texts(rows)]
     parts += [bullets(note_texts(subjects))] if note_texts(subjects) else []
     parts += section("What may be compared", "".join(_verdicts(subjects, statements)), len(subjects) > 1)
     parts += section("Failed metrics", bullets(error_texts(subjects)), error_texts(subjects))
@@ -95,13 +94,22 @@ def collapse_parts(subjects: Sequence[CollapseSubject]) -> list[str]:
 
 def _verdicts(subjects: Sequence[CollapseSubject], statements: Sequence[Statement]) -> Iterable[str]:
     if len(subjects) == 2:
-        for statement in statements:
-            yield f"<p class='verdict {_LEVEL_CLASS[statement.level]}'>{text(statement)}</p>"
+        yield _verdict_table(statements)
         return
     first = subjects[0]
     for other in subjects[1:]:
-        lines = bullets(map(str, comparability(first, other)))
-        yield f"<p>{text(other.label)} against {text(first.label)}:</p>{lines}"
+        yield f"<p>{text(other.label)} against {text(first.label)}:</p>{_verdict_table(comparability(first, other))}"
+
+
+def _verdict_table(statements: Sequence[Statement]) -> str:
+    rows = [
+        [
+            f"<td>{text(each.topic)}</td><td class='{_LEVEL_CLASS[each.level]}'>{text(each.level)}</td>",
+            f"<td class='text'>{text('; '.join(each.reasons))}</td>",
+        ]
+        for each in statements
+    ]
+    return cell_table(("", "", "why"), rows)
 
 
 def _collected(runs: Sequence[ReportedRun]) -> bool:

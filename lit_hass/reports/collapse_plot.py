@@ -131,10 +131,10 @@ def scopes_figure(subjects: Sequence[CollapseSubject]) -> Figure:
         if not states:
             continue
         bars = axes[0].bar(places, np.nan_to_num(values), width * 0.92, color=_colour(i), label=subject.label)
-        if len(subjects) * len(states) <= 8:
+        if len(subjects) <= 2:
             labels = ["" if math.isnan(value) else f"{value:.3f}" for value in values]
             axes[0].bar_label(bars, labels=labels, fontsize=7, padding=1)
-    axes[0].set_xticks(np.arange(len(states)), states, fontsize=8)
+    axes[0].set_xticks(np.arange(len(states)), [_with_rows(name, subjects) for name in states], fontsize=8)
     axes[0].set_ylim(0, 1.22)
     _legend(axes[0], "upper center", "no states recorded", columns=2)
     for axis, name, title, what in (
@@ -151,6 +151,8 @@ def scopes_figure(subjects: Sequence[CollapseSubject]) -> Figure:
                 )  # fmt: skip
         axis.set_xticks(range(len(_SCOPES)), ("prompts", "answers", "both"))
         axis.margins(x=0.15, y=0.25)
+        if name == "unc3/cov_abs":
+            axis.set_ylim(bottom=0)  # it is an absolute value
         _legend(axis, "best", "undefined: too few classes")
     return figure
 
@@ -215,6 +217,12 @@ def _legend(axis: Axes, place: Any, nothing: str, columns: int = 1) -> None:
     )
     for entry in legend.get_texts():
         entry.set_parse_math(False)  # a run's name may hold a dollar sign
+
+
+def _with_rows(state: str, subjects: Sequence[CollapseSubject]) -> str:
+    """A state's name with its rows, where all who have any have as many."""
+    counts = {((s.metrics.get("states") or {}).get(state) or {}).get("rows") or 0 for s in subjects} - {0}
+    return f"{state}\n{counts.pop()} rows" if len(counts) == 1 else state
 
 
 def _shares(eigenvalues: Sequence[float] | None) -> np.ndarray:

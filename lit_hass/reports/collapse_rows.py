@@ -19,6 +19,12 @@ from lit_hass.reports.html_page import NOTHING
 
 #: Stands for a difference of figures that are not comparable.
 NOT_COMPARABLE = "n/c"
+#: Stands for a difference that is nothing but rounding.
+ROUNDING = "≈ 0"
+_LEGENDS = {
+    NOT_COMPARABLE: "no difference is shown of what is not comparable",
+    ROUNDING: "less than a millionth of the figure: forwards of other shapes round differently",
+}
 
 #: Label -> (topic, name in the family, scope).
 _FAMILY = {
@@ -41,8 +47,8 @@ _CLASS_FAMILY = {
     "NC3 (mean cosine)": ("nc3/cos_mean", "overall"),
     "NC4 (agreement)": ("nc4/agreement", "overall"),
 }
-#: Relative differences up to here are float64's own.
-_ROUNDING = 1e-13
+#: Relative differences up to here are float64's own, and float32's: a tree's forward is no token by token's.
+_EXACT, _ROUNDED = 1e-13, 1e-6
 _STATES = ("prompt", "accepted", "rejected", "bonus", "baseline")
 #: Counters of rows that no metric saw, and what they are called.
 _EXCLUDED = {
@@ -50,6 +56,9 @@ _EXCLUDED = {
     "n_ignored": "ignored targets",
     "n_nonfinite": "not finite",
     "n_dropped_rows": "lost to failures",
+    "n_left_out_states": "of states not asked for",
+    "questions_failed": "failed questions",
+    "questions_without_features": "questions without features",
 }
 
 
@@ -94,7 +103,7 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
         row("SVD entropy per token", TOKENS, lambda s: s.analysis["summary"]["avg_svd_entropy"]),
         row("· spread over tokens", TOKENS, lambda s: s.analysis["summary"]["std_svd_entropy"]),
         *(
-            row(f"{state} rows, normalised", NORMALISED, _of_state(state))
+            _with_rows(row(f"{state}, normalised (rows)", NORMALISED, _of_state(state)), state, subjects)
             for state in _STATES
             if any(((s.metrics.get("states") or {}).get(state) or {}).get("rows") for s in subjects)
         ),
@@ -105,9 +114,15 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
         words("· pattern", lambda s: _plain(_chunk(s, "collapse_pattern"))),
         row("· equal lengths", CHUNKS, lambda s: _chunk(s, "corrected_first_minus_last")),
         words("· pattern at equal lengths", lambda s: _plain(_chunk(s, "corrected_pattern"))),
-        words("rows left out", _excluded),
+        words("left out", _excluded),
     ]
     return rows
+
+
+def legend_texts(rows: Sequence[CollapseRow]) -> list[str]:
+    """What the signs in the column of differences mean, where there are any."""
+    shown = {row.difference for row in rows}
+    return [f"{sign}: {meaning}" for sign, meaning in _LEGENDS.items() if sign in shown]
 
 
 def undefined_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
@@ -139,6 +154,9 @@ def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
     """What a reader of the figures must know."""
     found = []
     for subject in subjects:
+        if subject.unfinished:
+            asked = subject.meta.get("questions")
+            found.append(f"{subject.label}: the run was stopped; these are the {asked} questions until then")
         tokens = (subject.metrics.get("token_metrics") or {}).values()
         sampled = sum(t.get("sampled", t["num_samples"]) < t["num_samples"] for t in tokens)
         if sampled:
@@ -191,13 +209,23 @@ def _difference(values: Sequence[float | None], barred: bool) -> str:
     if barred:
         return NOT_COMPARABLE
     change = values[1] - values[0]
-    if abs(change) <= _ROUNDING * max(map(abs, values)):  # type: ignore[arg-type]
+    largest = max(map(abs, values))  # type: ignore[arg-type]
+    if abs(change) <= _EXACT * largest:
         return "0"
+    if abs(change) <= _ROUNDED * largest:
+        return ROUNDING
     return f"{'+' if change > 0 else '-'}{figure(abs(change))}"
 
 
 def _of_state(state: str) -> Callable[[CollapseSubject], float | None]:
     return lambda subject: ((subject.metrics.get("states") or {}).get(state) or {}).get("normalized_entropy")
+
+
+def _with_rows(row: CollapseRow, state: str, subjects: Sequence[CollapseSubject]) -> CollapseRow:
+    """The same with the number of rows in brackets: few rows have a high normalised entropy by themselves."""
+    found = [((s.metrics.get("states") or {}).get(state) or {}).get("rows") for s in subjects]
+    cells = (f"{cell} ({rows})" if rows else cell for cell, rows in zip(row.cells, found, strict=True))
+    return row._replace(cells=tuple(cells))
 
 
 def _chunk(subject: CollapseSubject, key: str) -> Any:

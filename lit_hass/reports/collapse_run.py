@@ -14,6 +14,8 @@ from lit_hass.reports.collapse_analysis import CollapseAnalyzer
 
 #: The metrics of a run, and what is made of them.
 METRICS_FILE, REPORT_FILE = "collapse_metrics.json", "collapse_report.json"
+#: What a run that was stopped leaves instead, each process its own.
+_PARTIAL_FILES = "collapse_metrics.partial*.json"
 #: The page of a run.
 PAGE = "report.html"
 #: Written by `ResourceMonitor`.
@@ -54,6 +56,11 @@ class CollapseSubject:
         return self.metrics.get("meta") or {}
 
     @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped, and these are the questions until then."""
+        return self.meta.get("complete", True) is False
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How it was measured; empty where nobody wrote it down."""
         return self.metrics.get("settings") or {}
@@ -82,11 +89,16 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[ReportedRun]:
     """Read run folders.
 
     Raises:
-        UserError: a folder is not there, holds nothing to report, or one of its files is broken; names it.
+        UserError: a folder is not there, is named twice, holds nothing to report, or one of its files is broken; names
+            it.
     """
     if not paths:
         raise UserError("no run to report on")
     names = [Path(path) for path in paths]
+    places = [path.resolve() for path in names]
+    for i, path in enumerate(names):
+        if places[i] in places[:i]:
+            raise UserError(f"{path}: is named twice, and a run has nothing to be compared with in itself")
     several = len(names) > 1
     return [_read_run(path, label) for path, label in zip(names, _labels(names) if several else [""], strict=True)]
 
@@ -98,13 +110,7 @@ def _read_run(path: Path, label: str) -> ReportedRun:
     for part in _PARTS:
         folder = path / part
         own = "/".join(filter(None, (label, part))) or path.resolve().name
-        metrics = _read_object(folder / METRICS_FILE)
-        if metrics is not None:
-            try:
-                analysis = CollapseAnalyzer().analyze_collapse_metrics(metrics)
-            except UserError as error:
-                raise UserError(f"{folder / METRICS_FILE}: {error}") from error
-            subjects.append(CollapseSubject(own, folder, metrics, analysis))
+        subjects += _read_subjects(folder, own)
         found = _read_object(folder / "statistics.json")
         if found is not None:
             statistics[own] = found
@@ -115,11 +121,30 @@ def _read_run(path: Path, label: str) -> ReportedRun:
             f"{path / 'comparison.json'}: is no comparison that compare or evaluate wrote, it has no {missing}"
         )
     resources = _read_object(path / RESOURCES_FILE)
+    ranks = [] if resources is None else resources.get("ranks")
+    if not isinstance(ranks, list) or not all(isinstance(rank, dict) and "rank" in rank for rank in ranks):
+        raise UserError(f"{path / RESOURCES_FILE}: holds no resources that ResourceMonitor wrote")
     if not subjects and not statistics and comparison is None and resources is None:
         raise UserError(
             f"{path}: holds nothing to report (no {METRICS_FILE}, statistics.json, comparison.json or {RESOURCES_FILE})"
         )
     return ReportedRun(path, subjects, comparison, statistics, resources)
+
+
+def _read_subjects(folder: Path, label: str) -> list[CollapseSubject]:
+    whole = folder / METRICS_FILE
+    files = [whole] if whole.exists() else sorted(folder.glob(_PARTIAL_FILES))
+    subjects = []
+    for path in files:
+        metrics = _read_object(path)
+        try:
+            analysis = CollapseAnalyzer().analyze_collapse_metrics(metrics or {})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        process = path.name.removeprefix("collapse_metrics.partial").removesuffix(".json").lstrip(".")
+        own = label if path == whole else f"{label} ({' of '.join(filter(None, ('part', process)))})"
+        subjects.append(CollapseSubject(own, folder, metrics or {}, analysis))
+    return subjects
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
@@ -135,10 +160,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different; numbered where even the whole ones are not."""
+    """The shortest ends of the paths that are all different."""
     parts = [path.resolve().parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(each[-length:]) for each in parts]
-        if len(set(ends)) == len(ends):
-            return ends
-    return [f"{i}: {path.name}" for i, path in enumerate(paths, start=1)]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({each[-n:] for each in parts}) == len(parts))
+    return ["/".join(each[-length:]) for each in parts]

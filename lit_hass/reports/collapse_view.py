@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lit_hass.reports.collapse_comparability import Statement
+from lit_hass.reports.collapse_comparability import Statement, verdict_texts
 from lit_hass.reports.collapse_rows import (
-    NOT_COMPARABLE,
     collapse_rows,
     columns,
     error_texts,
+    legend_texts,
     note_texts,
     undefined_texts,
 )
@@ -39,14 +39,15 @@ def print_collapse(
     for i, column in enumerate(columns(subjects)):
         # As Text: brackets in a path are no markup.
         table.add_column(Text(column), justify="right" if i else "left", no_wrap=i == 0)
-    for row in collapse_rows(subjects, statements):
+    rows = collapse_rows(subjects, statements)
+    for row in rows:
         cells = [row.label, *row.cells, *([row.difference] if len(subjects) == 2 else [])]
         table.add_row(*map(Text, cells))
     console.print(table)
-    for statement in statements:
-        console.print(Text(str(statement), style=_LEVEL_STYLES[statement.level]))
-    if any(row.difference == NOT_COMPARABLE for row in collapse_rows(subjects, statements)):
-        console.print(Text(f"{NOT_COMPARABLE}: no difference is shown of what is not comparable"))
+    for line in legend_texts(rows):
+        console.print(Text(line))
+    for level, line in verdict_texts(statements):
+        console.print(Text(line, style=_LEVEL_STYLES[level]))
     for line in note_texts(subjects):
         console.print(Text(f"note: {line}"))
     undefined = undefined_texts(subjects)
@@ -61,14 +62,13 @@ def print_collapse(
 def to_markdown(subjects: Sequence[CollapseSubject], statements: Sequence[Statement] = ()) -> str:
     """The same as Markdown."""
     head = columns(subjects)
-    rows = [
-        (row.label, *row.cells, *([row.difference] if len(subjects) == 2 else []))
-        for row in collapse_rows(subjects, statements)
-    ]
+    found = collapse_rows(subjects, statements)
+    rows = [(row.label, *row.cells, *([row.difference] if len(subjects) == 2 else [])) for row in found]
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (head, *rows)]
     table = "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
     notes = [
-        *map(str, statements),
+        *legend_texts(found),
+        *(line for _, line in verdict_texts(statements)),
         *note_texts(subjects),
         *(f"undefined: {line}" for line in undefined_texts(subjects)),
         *error_texts(subjects),

@@ -20,6 +20,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #d8dee4; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; white-space: pre; } th { color: #59636e; font-weight: 600; }
 td.text { text-align: left; }
+td.good { background: #dafbe1; } td.unknown { background: #fff8c5; } td.bad { background: #ffd7d5; }
 .wide { overflow-x: auto; } img { max-width: 100%; }
 pre { white-space: pre-wrap; margin: 0; font-size: 13px; } summary { cursor: pointer; color: #59636e; }
 .differs { color: #d1242f; }

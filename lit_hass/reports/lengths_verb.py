@@ -136,6 +136,7 @@ def _print(draw: Any, console: Console) -> None:
 
 def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
     """The report so far, the samples, and the model's configuration (None without a model)."""
+    from lit_hass.data.commonsense_qa_questions import SHIPPED, commonsense_qa_file
     from lit_hass.models import context_length, load_config, load_tokenizer, resolve_base
     from lit_hass.reports.lengths_run import add_run
     from lit_hass.reports.lengths_samples import PromptSettings, file_digest, read_samples
@@ -160,6 +161,10 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
         samples.notes.append(f"with {n} prompts, a coverage of {options.coverage:g} is just the longest of them")
     names = {"prompt": samples.prompts(), "answer": answers, "total": samples.totals()}
     shots = options.n_shot
+    # "commonsense_qa" names the shipped examples, but only before questions of that schema.
+    shots_file = (
+        None if shots is None else commonsense_qa_file(shots, "shots") if samples.kind == SHIPPED else Path(shots)
+    )
     return (
         {
             "file": str(samples.file),
@@ -168,7 +173,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
             "tokenizer": options.tokenizer,
             "tokenizer_sha256": tokenizer_digest(source),
             "n_shot": shots,
-            "n_shot_sha256": file_digest(Path(shots)) if shots and Path(shots).is_file() else None,
+            "n_shot_sha256": None if shots_file is None else file_digest(shots_file),
             "shot_tokens": samples.shot_tokens,
             "answers_from": samples.answers_from,
             "limit": samples.limit,

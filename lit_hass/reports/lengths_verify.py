@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,9 @@ from lit_hass.modules.out_of_memory import is_out_of_memory
 from lit_hass.reports.lengths_recommendation import show_bytes
 
 log = logging.getLogger(__name__)
+
+#: What torch's profiler says of itself: that it starts and ends, and that the weights were there before it.
+_CHATTER = (b"SyncActivityProfilerHandler", b"Memory block of unknown size was allocated before the profiling started")
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         run()
         return torch.cuda.max_memory_allocated(device)
     kinds = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds, profile_memory=True) as profile:
+    with _without_chatter(), torch.profiler.profile(activities=kinds, profile_memory=True) as profile:
         run()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -108,3 +115,22 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Drop the lines that the profiler itself writes to the standard error, past Python; all others are passed on."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        real = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            said.seek(0)
+            for line in said:
+                if not any(word in line for word in _CHATTER):
+                    os.write(2, line)

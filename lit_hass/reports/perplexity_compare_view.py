@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,18 @@ from rich.text import Text
 
 from lit_hass.records import ensure_writable, write_json, write_text
 from lit_hass.reports.perplexity_rows import NOTHING, number
-from lit_hass.reports.perplexity_tables import markdown_table, screen_table
+from lit_hass.reports.perplexity_tables import markdown_table, print_table, screen_table
 
-COLUMNS = ("protocol / unit", "one", "other", "change", "95% interval of the change", "ln ratio", "se")
-EXPONENT_COLUMNS = ("from / to", "T/W", "exponent, one", "exponent, other", "gap, one", "gap, other")
+#: On the screen without the last two.
+COLUMNS = ("protocol / unit", "one", "other", "change", "95% interval", "ln ratio", "se")
+EXPONENT_COLUMNS = ("from / to", "T/W", "one", "other", "gap, one", "gap, other")
+#: What the marks in the first table mean.
+LEGEND = (
+    "[number]: what the protocol's original prints. Change and its interval are paired: document by document, so that "
+    "what makes a document hard for both models cancels."
+)
+#: What the second table shows.
+EXPONENTS = "Method or model? Effective exponents, ln word PPL / ln token PPL, and the gap between the protocols"
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -22,11 +31,12 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, protocol in comparison["protocols"].items():
         for unit, values in protocol["units"].items():
             bounds = values["interval"]
-            shown = NOTHING if bounds is None else f"{bounds[0] - 1:+.3%} to {bounds[1] - 1:+.3%}"
-            mark = " (printed)" if protocol["printed"] == f"{unit}_ppl" else ""
-            numbers = (number(values["one"]), number(values["other"]))
+            shown = NOTHING if bounds is None else f"{_percent(bounds[0] - 1)} – {_percent(bounds[1] - 1)}"
+            numbers = [number(values["one"]), number(values["other"])]
+            if protocol["printed"] == f"{unit}_ppl":
+                numbers = [f"[{value}]" for value in numbers]
             logarithm = (f"{values['ln_ratio']:+.6f}", number(values["se"], 3))
-            found.append((f"{name} / {unit}{mark}", *numbers, f"{values['change']:+.3%}", shown, *logarithm))
+            found.append((f"{name} / {unit}", *numbers, _percent(values["change"]), shown, *logarithm))
     return found
 
 
@@ -35,10 +45,17 @@ def exponent_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             f"{e['from']} / {e['to']}", number(e["tokens_per_word"]), number(e["one"]), number(e["other"]),
-            f"{e['gap_one']:+.1%}", f"{e['gap_other']:+.1%}",
+            _percent(e["gap_one"]), _percent(e["gap_other"]),
         )
         for e in comparison["exponents"]
     ]  # fmt: skip
+
+
+def _percent(change: float | None) -> str:
+    """A relative change; where it is a multiple, as one."""
+    if change is None or math.isnan(change):
+        return NOTHING
+    return f"{change:+.2%}" if change < 10 else f"x {number(1 + change, 4)}"
 
 
 def print_perplexity_comparison(comparison: dict[str, Any], console: Console) -> None:
@@ -46,10 +63,11 @@ def print_perplexity_comparison(comparison: dict[str, Any], console: Console) ->
     runs = comparison["runs"]
     for name in ("one", "other"):
         console.print(Text(f"{name}: {runs[name]['path']} ({runs[name]['model']['base']})"))
-    console.print(screen_table(COLUMNS, rows(comparison)))
+    print_table(screen_table(COLUMNS[:-2], [row[:-2] for row in rows(comparison)]), console)
+    console.print(Text(LEGEND, style="dim"))
     if comparison["exponents"]:
-        console.print(Text("Method or model? Effective exponents, ln word PPL / ln token PPL"))
-        console.print(screen_table(EXPONENT_COLUMNS, exponent_rows(comparison)))
+        console.print(Text(EXPONENTS))
+        print_table(screen_table(EXPONENT_COLUMNS, exponent_rows(comparison)), console)
     for line in comparison["differences"]:
         console.print(Text(f"DIFFERENCE {line}", style="yellow"))
     for line in (*_undefined(comparison), *comparison["notes"]):
@@ -61,9 +79,9 @@ def to_markdown(comparison: dict[str, Any]) -> str:
     runs = comparison["runs"]
     parts = ["# Perplexity of two models"]
     parts.append("\n".join(f"* {n}: `{runs[n]['path']}` ({runs[n]['model']['base']})" for n in ("one", "other")))
-    parts.append(markdown_table(COLUMNS, rows(comparison)))
+    parts += [markdown_table(COLUMNS, rows(comparison)), LEGEND]
     if comparison["exponents"]:
-        parts += ["## Effective exponents", markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))]
+        parts += ["## Effective exponents", EXPONENTS + ".", markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))]
     lines = [f"difference: {line}" for line in comparison["differences"]]
     lines += [*_undefined(comparison), *comparison["notes"]]
     if lines:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_hass.errors import RunError
 from lit_hass.metrics.functional.perplexity import exp, ratio
+from lit_hass.reports.perplexity_rows import UNIT_NAMES, number
 
 #: How far the parts may be from the whole: float64 rounding and nothing else.
 _TOLERANCE = 1e-9
@@ -96,4 +97,4 @@ def _answer(ladder: dict[str, Any], start: dict[str, Any], goal: dict[str, Any],
 
 
 def _shown(printed: dict[str, Any]) -> str:
-    return f"{printed['value']:.4g} ({printed['unit']})" if printed["value"] is not None else "(nothing)"
+    return f"({UNIT_NAMES[printed['unit']]} {number(printed['value'])})"

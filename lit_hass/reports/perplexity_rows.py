@@ -6,11 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lit_hass.metrics.functional.perplexity import exp
+
 NOTHING = "–"
 
 RESULT_COLUMNS = ("protocol", "token PPL", "word PPL", "byte PPL", "bits/byte")
 COUNT_COLUMNS = ("protocol", "95% interval", "scored", "dropped", "windows", "T/W", "T/B")
 LADDER_COLUMNS = ("rung", "scored", "PPL", "ln contribution", "share")
+
+#: Of a protocol's ``printed`` unit.
+UNIT_NAMES = {
+    "token_ppl": "token PPL",
+    "word_ppl": "word PPL",
+    "word_ppl_est": "word PPL, an estimate",
+    "mean_text_ppl": "mean of the texts' PPL",
+}
 
 #: What the marks in the table mean.
 LEGEND = (
@@ -26,15 +36,16 @@ def number(value: float | None, digits: int = 5) -> str:
         return NOTHING
     if math.isinf(value) or value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.{digits - 1}e}"
-    whole = len(str(int(abs(value))))
+    whole = math.floor(math.log10(abs(value))) + 1 if value else 1
     return f"{value:,.{max(digits - whole, 0)}f}"
 
 
 def interval(bounds: Sequence[float | None] | None) -> str:
-    """Two bounds."""
+    """Two bounds, short enough that a row of counts fits a screen of 80 columns."""
     if bounds is None or any(bound is None or math.isnan(bound) for bound in bounds):
         return NOTHING
-    return f"{number(bounds[0], 4)} to {number(bounds[1], 4)}"
+    digits = 3 if any(bound and not 1e-4 <= abs(bound) < 1e7 for bound in bounds) else 4
+    return f"{number(bounds[0], digits)} – {number(bounds[1], digits)}"
 
 
 def result_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -62,7 +73,7 @@ def count_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         # A mean of texts has an interval of its own kind, which nobody publishes.
         bounds = protocol.get(f"{protocol['printed']['unit']}_interval")
         counts = (f"{protocol[key]:,}" for key in ("tokens_scored", "tokens_dropped", "windows"))
-        ratios = (number(protocol[key]) for key in ("tokens_per_word", "tokens_per_byte"))
+        ratios = (number(protocol[key], 4) for key in ("tokens_per_word", "tokens_per_byte"))
         rows.append((name, interval(bounds), *counts, *ratios))
     return rows
 
@@ -72,7 +83,7 @@ def ladder_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     summary = report["ladder_summary"]
     if summary is None:
         return []
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for rung in report["ladder"]:
         change = rung["contribution"]
         unit = "" if rung["mean"] == "tokens" else " (mean of texts)"
@@ -101,8 +112,8 @@ def answer(report: dict[str, Any]) -> str | None:
         return None
     gap = report["gaps"][0]
     return (
-        f"{gap['unit_share']:.1%} of the log gap between {gap['from']} and {gap['to']} is the unit: "
-        f"the unit alone would give {number(gap['unit_alone'])}"
+        f"{gap['unit_share']:.1%} of the log gap between {gap['from']} and {gap['to']} is the unit: the unit alone "
+        f"would give {number(gap['unit_alone'])} per word, all else multiplies that by {number(exp(gap['rest']), 4)}"
     )
 
 

@@ -20,7 +20,7 @@ from lit_hass.reports.perplexity_rows import (
     result_rows,
     warning_lines,
 )
-from lit_hass.reports.perplexity_tables import markdown_table, screen_table
+from lit_hass.reports.perplexity_tables import markdown_table, print_table, screen_table
 
 
 def print_perplexity(report: dict[str, Any], console: Console | None = None) -> None:
@@ -28,14 +28,14 @@ def print_perplexity(report: dict[str, Any], console: Console | None = None) -> 
     console = console or Console()
     for line in about_lines(report):
         console.print(Text(line))
-    console.print(screen_table(RESULT_COLUMNS, result_rows(report)))
-    console.print(screen_table(COUNT_COLUMNS, count_rows(report)))
+    print_table(screen_table(RESULT_COLUMNS, result_rows(report)), console)
+    print_table(screen_table(COUNT_COLUMNS, count_rows(report)), console)
     console.print(Text(LEGEND, style="dim"))
     if rows := ladder_rows(report):
         summary = report["ladder_summary"]
         console.print()
         console.print(Text(f"From {summary['from']} to {summary['to']}, one change at a time"))
-        console.print(screen_table(LADDER_COLUMNS, rows, wrap=True))
+        print_table(screen_table(LADDER_COLUMNS, rows, wrap=True), console)
     if why := answer(report):
         console.print(Text(why, style="bold"))
     for line in warning_lines(report):

@@ -99,8 +99,12 @@ def _of_protocol(name: str, protocol: dict[str, Any], report: dict[str, Any]) ->
     total = protocol["text_tokens"]
     if protocol["tokens_dropped"] and total:
         share = protocol["tokens_dropped"] / total
-        remedy = "" if card["truncate"] else "; --data.tail score scores them"
-        where = "beyond the cut of each text" if card["truncate"] else "behind the last full window"
+        remedy = "" if card["truncate"] or card["most_windows"] else "; --data.tail score scores them"
+        where = "behind the last full window"
+        if card["truncate"]:
+            where = "beyond the cut of each text"
+        elif card["most_windows"]:
+            where = f"beyond the {card['most_windows']} windows that this corpus is evaluated on"
         if share > 0.01:
             yield (
                 "dropped",

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lit_hass.errors import EXIT_OK
 from lit_hass.records import ensure_writable
-from lit_hass.reports.collapse_comparability import comparability
+from lit_hass.reports.collapse_comparability import comparability, verdict_texts
 from lit_hass.reports.collapse_files import write_page
 from lit_hass.reports.collapse_run import PAGE, ReportedRun, read_runs
 from lit_hass.reports.collapse_view import print_collapse
@@ -66,9 +66,9 @@ def print_runs(runs: list[ReportedRun], console: Console) -> None:
         print_collapse(subjects, comparability(*subjects) if len(subjects) == 2 else [], console)
     if len(subjects) > 2:
         for other in subjects[1:]:
-            for statement in comparability(subjects[0], other):
-                if statement.level != "comparable":
-                    console.print(Text(f"{other.label} against {subjects[0].label}: {statement}", style="yellow"))
+            for level, line in verdict_texts(comparability(subjects[0], other)):
+                if level != "comparable":
+                    console.print(Text(f"{other.label} against {subjects[0].label}: {line}", style="yellow"))
     for title, (head, rows) in (("Answers and speed", statistics_rows(runs)), ("Resources", resource_rows(runs))):
         if rows:
             console.print(_table(title, head, rows))

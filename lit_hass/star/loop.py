@@ -54,7 +54,7 @@ def _check(settings: Settings) -> dict[str, Any]:
     for data in (train, validation):
         data.check(module)
     if settings.hints:
-        settings.data("train", hints=True).check(module)
+        settings.hinted_data().check(module)
     shared = {q.stem for q in train.questions} & {q.stem for q in validation.questions}
     if shared:
         raise UserError(
@@ -96,22 +96,19 @@ def _run(settings: Settings) -> None:
             record["fit"] = train_on(settings, folder, start, iteration, _longest(settings))
         if on_first_rank():
             _finish(settings, folder, record)
+    if on_first_rank():
+        print("\n".join(loop_summary(settings.out)), flush=True)
 
 
-def _generate(
-    settings: Settings, folder: Path, base: str, iteration: int, record: dict[str, Any]
-) -> list[Prediction]:
+def _generate(settings: Settings, folder: Path, base: str, iteration: int, record: dict[str, Any]) -> list[Prediction]:
     """Answer the training questions, the wrong ones again with a hint; returns what is to be trained on."""
     data = settings.data("train")
     first, record["train"] = predict_pass(settings, folder / "train", settings.module(base, iteration), data)
     passes = [first]
     wrong = frozenset(one.id for one in first if not one.correct)
     if settings.hints and wrong:
-        data = settings.data("train", hints=True)
-        data.only = wrong
-        hinted, record["hinted"] = predict_pass(
-            settings, folder / "hinted", settings.module(base, iteration), data
-        )
+        data = settings.hinted_data(wrong)
+        hinted, record["hinted"] = predict_pass(settings, folder / "hinted", settings.module(base, iteration), data)
         passes.append(hinted)
     kept = kept_of(*passes)
     record["kept"] = len(kept)
@@ -167,6 +164,25 @@ def _scalars(record: dict[str, Any], prefix: str = "star") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{prefix}/{name}"] = float(value)
     return found
+
+
+def loop_summary(out: Path) -> list[str]:
+    """The figures of all iterations as a table: a line each, then what was gained.
+
+    Args:
+        out: the loop's folder, with its ``star.json``.
+    """
+    rows = json.loads((out / "star.json").read_text(encoding="utf-8"))["iterations"]
+    lines = ["iteration  validation (95 %)             training  kept  hinted among them  trained steps  loss"]
+    for row in rows:
+        found = row["validation"]
+        low, high = found["interval"]
+        line = f"{row['iteration']:>9}  {found['accuracy']:6.1%} ({low:.1%} to {high:.1%})".ljust(40)
+        if "fit" in row:
+            line += f"{row['train']['accuracy']:8.1%} {row['kept']:>5}  {row['kept_hinted_share']:>17.1%}"
+            line += f"  {row['fit']['steps']:>13}  {row['fit']['loss']:.3f}"
+        lines.append(line.rstrip())
+    return [*lines, f"{out / 'star.json'} has all figures, {out / 'tensorboard'} the curves"]
 
 
 def _write_summary(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.correct_data_writer import CorrectDataWriter
+from callbacks.generation_progress import GenerationProgressBar
 from lit_hass.data.commonsense_qa_datamodule import CommonsenseQADataModule
 from lit_hass.data.completion_datamodule import CompletionDataModule
 from lit_hass.errors import RunError
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def on_first_rank() -> bool:
     """Whether this process is rank 0 of its run, asked before there is a process group."""
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def predict_pass(
@@ -43,7 +45,8 @@ def predict_pass(
     """
     place = PredictionFolder(folder)
     if not (place.is_finished and place.metrics.exists()):
-        trainer = _trainer(settings.trainer, [CorrectDataWriter(str(folder))])
+        callbacks = [CorrectDataWriter(str(folder)), GenerationProgressBar()]
+        trainer = _trainer(settings.trainer, callbacks, enable_progress_bar=True)
         trainer.predict(module, datamodule=data, return_predictions=False)
     return place.read(), json.loads(place.metrics.read_text(encoding="utf-8"))
 
@@ -74,9 +77,11 @@ def train_on(settings: Settings, folder: Path, base: str, iteration: int, max_le
         seed=settings.seed + iteration,
     )
     resume = folder / "training.ckpt"
+    checkpoints = _Checkpoints(resume, fit.checkpoint_every)
     trainer = _trainer(
         settings.trainer,
-        [_Checkpoints(resume, fit.checkpoint_every)],
+        [checkpoints],
+        enable_progress_bar=False,
         max_steps=steps,
         gradient_clip_val=1.0,
         limit_val_batches=0,
@@ -101,7 +106,7 @@ def train_on(settings: Settings, folder: Path, base: str, iteration: int, max_le
         "steps": steps,
         "seconds": time.perf_counter() - started,
         "skipped_long": data.skipped_long,
-        "loss": float(trainer.callback_metrics["train/loss"]),
+        "loss": checkpoints.loss,
     }
 
 
@@ -115,10 +120,20 @@ def _export(module: LanguageModelingModule, folder: Path, dtype: torch.dtype) ->
 
 
 class _Checkpoints(Callback):
-    """A checkpoint every so many steps, each moved into the place of the one before."""
+    """A checkpoint every so many steps, each moved into the place of the one before.
+
+    It carries the last loss, which a training that was killed after its last step would not see again.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
+        self.loss = math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loss = state_dict["loss"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,6 +141,7 @@ class _Checkpoints(Callback):
         step = trainer.global_step
         if step % self.every and step < trainer.max_steps:
             return
+        self.loss = float(trainer.callback_metrics["train/loss"])
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         trainer.save_checkpoint(unfinished)
         if trainer.is_global_zero:
@@ -140,7 +156,6 @@ def _trainer(settings: TrainerSettings, callbacks: list[Callback], **more: Any) 
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         **more,

@@ -27,7 +27,7 @@ class FitSettings:
         warmup_steps: of the learning rate; a cosine follows.
         final_lr: share of ``lr`` at the end.
         weight_decay: on matrices.
-        batch_size: completions per step.
+        batch_size: completions per step on each device.
         checkpoint_every: steps between checkpoints, from which a killed fit goes on.
         dtype: of the weights on disk.
     """
@@ -146,6 +146,7 @@ class Settings:
         self.fit: FitSettings = made.fit
         self.trainer: TrainerSettings = made.trainer
         self.base: str = made.model.base
+        self._data: dict[str, CommonsenseQADataModule] = {}
 
     def module(self, base: str, iteration: int) -> RationaleModule:
         """The module of one pass."""
@@ -153,15 +154,23 @@ class Settings:
         made.iteration, made.seed = iteration, self.seed
         return made
 
-    def data(self, part: Literal["train", "validation"], hints: bool = False) -> CommonsenseQADataModule:
-        """The questions of one pass."""
+    def data(self, part: Literal["train", "validation"]) -> CommonsenseQADataModule:
+        """The questions of an unhinted pass: one object, read once, for all iterations."""
+        if part not in self._data:
+            data: CommonsenseQADataModule = self._make("data")
+            if self.validation is None:
+                data.part = part
+            elif part == "validation":
+                data.question_name = self.validation
+            self._data[part] = data
+        return self._data[part]
+
+    def hinted_data(self, only: frozenset[str] | None = None) -> CommonsenseQADataModule:
+        """The training questions with their answers as hints; ``only`` those with these ids (None: all)."""
         data: CommonsenseQADataModule = self._make("data")
-        if self.validation is None:
-            data.part = part
-        elif part == "validation":
-            data.question_name = self.validation
-        if hints:
-            data.ask_with_hints()
+        data.part = self.data("train").part
+        data.only = only
+        data.ask_with_hints()
         return data
 
     def _make(self, name: str, **changed: Any) -> Any:

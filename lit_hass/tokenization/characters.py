@@ -163,6 +163,11 @@ class CharacterTable(dict[int, str]):
         row = self[code] = self._rules.row(character)
         return row
 
+    def clear(self) -> None:
+        """Forget all rows."""
+        super().clear()
+        self.reordering.clear()
+
     def words(self, text: str) -> list[str]:
         """Normalise a text and split it into words.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -180,15 +181,18 @@ class WordPieceTokenizer:
         Case, accents and white space that encoding took away do not come back.
 
         Args:
-            ids: as `encode` gives them.
+            ids: as `encode` gives them, or a 1-D tensor or array of integers.
             skip_special_tokens: leave special tokens out.
             clean_up: no blank before ``. , ? !`` and English contractions, as ``BertTokenizerFast`` does.
 
         Raises:
             IndexError: an id is not in the vocabulary; names it.
+            TypeError: an id is no integer.
         """
         skipped = set(self._special.values()) if skip_special_tokens else set()
-        return join_pieces([self._piece(i) for i in ids if i not in skipped], clean_up)
+        # A tensor's elements are equal to no int in a set.
+        numbers = map(operator.index, ids)
+        return join_pieces([self._piece(i) for i in numbers if i not in skipped], clean_up)
 
     def stats(self, texts: Iterable[str]) -> TextStatistics:
         """Count words, pieces, unknown and over-long words of texts (special tokens in them are ordinary text)."""
@@ -208,7 +212,8 @@ class WordPieceTokenizer:
         write_vocabulary(path, self.pieces)
 
     def clear_caches(self) -> None:
-        """Forget which words were seen; the next text is slower, its ids the same."""
+        """Forget which characters and words were seen; the next text is slower, its ids the same."""
+        self._table.clear()
         self._words.clear()
         self._stretches.clear()
         self._plain_stretches.clear()

@@ -12,8 +12,13 @@ from lit_hass.tokenization.config import WordPieceConfig
 
 #: Bytes of a file that are read at a time.
 BLOCK = 1 << 20
-# Distinct stretches kept before they become words; bounds the memory of texts without blanks.
+# Distinct stretches kept before they become words.
 _MOST_STRETCHES = 500_000
+# Stretches longer than this on average (Chinese has no blanks) hardly come again: keeping them would save nothing.
+_LONG_STRETCH = 32
+# Where a block ends that has no blank and no line break: at what is a word of its own or separates words. None of them
+# is a part of another character in UTF-8.
+_ENDS = tuple(mark.encode() for mark in ("\t", "\r", ",", ".", "/", "\u3001", "\u3002", "\uff0c"))
 #: What ``open(errors=...)`` knows and makes sense here.
 ERRORS = ("strict", "replace", "ignore")
 
@@ -51,22 +56,30 @@ def count_words(
     words: Counter[str] = Counter()
     done = 0
     for text, size in _texts(texts_or_files, errors):
-        stretches.update(text.replace("\n", " ").split(" "))
+        parts = text.replace("\n", " ").split(" ")
+        if len(text) > _LONG_STRETCH * len(parts):
+            words.update(_fitting(table.words(text), config))
+        else:
+            stretches.update(parts)
         if len(stretches) > _MOST_STRETCHES:
-            _to_words(stretches, words, table)
+            _to_words(stretches, words, table, config)
         done += size
         if progress is not None:
             progress(done)
-    _to_words(stretches, words, table)
-    return {word: words[word] for word in sorted(words) if len(word) <= config.max_chars}
+    _to_words(stretches, words, table, config)
+    return {word: words[word] for word in sorted(words)}
 
 
-def _to_words(stretches: Counter[str], words: Counter[str], table: CharacterTable) -> None:
+def _to_words(stretches: Counter[str], words: Counter[str], table: CharacterTable, config: WordPieceConfig) -> None:
     """Split each distinct stretch once; nothing that the rules do goes past a blank."""
     for stretch, count in stretches.items():
-        for word in table.words(stretch):
+        for word in _fitting(table.words(stretch), config):
             words[word] += count
     stretches.clear()
+
+
+def _fitting(words: list[str], config: WordPieceConfig) -> Iterator[str]:
+    return (word for word in words if len(word) <= config.max_chars)
 
 
 def _texts(items: Iterable[str | os.PathLike[str]], errors: str) -> Iterator[tuple[str, int]]:
@@ -111,14 +124,20 @@ def read_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]
         rest = b""
         while block := file.read(BLOCK):
             block = rest + block
-            # A blank or a line break is a byte of its own in UTF-8, so no character is cut in two.
-            end = max(block.rfind(b" "), block.rfind(b"\n")) + 1
+            end = _end(block)
             whole, rest = block[:end], block[end:]
             if whole:
                 yield _decode(whole, path, line, at, errors), len(whole)
                 line, at = line + whole.count(b"\n"), at + len(whole)
         if rest:
             yield _decode(rest, path, line, at, errors), len(rest)
+
+
+def _end(block: bytes) -> int:
+    """Where the last whole word of a block ends; 0 if nobody can tell."""
+    # A blank or a line break is a byte of its own in UTF-8, so no character is cut in two.
+    end = max(block.rfind(b" "), block.rfind(b"\n")) + 1
+    return end or max((block.rfind(mark) + len(mark) for mark in _ENDS if mark in block), default=0)
 
 
 def _decode(block: bytes, path: Path, line: int, at: int, errors: str) -> str:

@@ -86,7 +86,7 @@ def offline(base, questions, answers, turns=1):
 def assert_equal(metrics, expected, chunks, tolerance=1e-6):
     """Every number of every scope; the features' float32 noise is far below the tolerance."""
     compared = 0
-    for scope, (values, details) in expected.items():
+    for scope, (values, _) in expected.items():
         found = metrics["family"][scope]
         assert {name for name in found if not name.startswith(("cka/", "svd_entropy/"))} == {
             name for name in values if not name.startswith("svd_entropy/")

@@ -36,5 +36,6 @@ def test_metrics_are_those_of_plain_forwards(door, tiny_base, tmp_path, draft, b
     assert counts["rows_added"] == sum(
         counts[name] for name in ("rows_in_statistics", "n_special", "n_ignored", "n_nonfinite", "n_dropped_rows")
     )
-    assert len(metrics["class_means"][0]) == 3 and len(metrics["class_quantities"]["norm"]) == counts["classes_eligible"]
+    assert len(metrics["class_means"][0]) == 3
+    assert len(metrics["class_quantities"]["norm"]) == counts["classes_eligible"]
     json.dumps(metrics, allow_nan=False)

@@ -73,6 +73,12 @@ def test_a_run_without_features_is_reported_too(door, tmp_path: Path) -> None:
         ("collapse_metrics.json", "{", "cannot be read"),
         ("collapse_metrics.json", "[]", "JSON object"),
         ("collapse_metrics.json", "{}", "total_tokens"),
+        ("collapse_metrics.json", '{"total_tokens": 3, "token_metrics": {"7": 3}}', "token_metrics.7 is a int"),
+        ("collapse_metrics.json", '{"total_tokens": 3, "token_metrics": {"7": {}}}', "token_metrics.7 has no num"),
+        ("collapse_metrics.json", '{"total_tokens": 3, "family": {"answer": [1]}}', "family.answer is a list"),
+        ("collapse_metrics.json", '{"total_tokens": 3, "chunks": [{"entropies": ["a"]}]}', "chunks[0].entropies[0]"),
+        ("resources.json", '{"ranks": [1]}', "no resources that ResourceMonitor wrote"),
+        ("resources.json", "{}", "no resources that ResourceMonitor wrote"),
         ("comparison.json", "{}", "no comparison"),
     ],
 )
@@ -92,8 +98,10 @@ def test_arguments(door, tmp_path: Path) -> None:
     run = write_collapse_run(tmp_path / "run", metrics_dict(questions=2))
     result = door("report", run, "--out", "/dev/null/x.html")
     assert result.status == 2 and "/dev/null" in result.err and result.err.count("\n") == 1
-    same = door("report", run, run)
-    assert same.status == 0 and "1: run" in same.out and "2: run" in same.out
+    for same in (run, tmp_path / "other" / ".." / "run"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        result = door("report", run, same)
+        assert result.status == 2 and "is named twice" in result.err and result.err.count("\n") == 1
 
 
 def test_torch_and_lightning_are_not_imported(evaluation: Path) -> None:

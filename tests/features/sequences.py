@@ -27,9 +27,9 @@ def make_sequence(question, choice=0, turn=0, length=40, drafts=True, dtype=torc
     prompt = length // 3
     states = torch.tensor([0] * prompt + [3 if i % 3 == 0 else 1 for i in range(length - prompt)])
     drafted = torch.arange(prompt, length, 2) if drafts else torch.arange(0)
+    predicted = features[drafted] + normal(len(drafted), WIDTH)
     return FeatureSequence(
-        (question, choice, turn), features, ids, states, normal(5, WIDTH), features[drafted] + normal(len(drafted), WIDTH),
-        drafted,
+        (question, choice, turn), features, ids, states, normal(5, WIDTH), predicted, drafted
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import sys
 import time
 import types
 
+import pynvml
 import pytest
 import torch
 
@@ -44,13 +45,13 @@ def test_processor_time_is_that_of_this_process() -> None:
     assert found["samples"] == 1 and found["device"]["mean_utilization"] is None
 
 
-class Split(Exception):
-    """As pynvml raises of a GPU that does not tell."""
-
-
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(ModuleNotFoundError("pynvml is not there"), "pynvml is not there"), (Split("Not Supported"), "Not Supported")],
+    [
+        (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), "Not Supported"),
+        (pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), "NVML Shared Library Not Found"),
+        (RuntimeError("cuda driver can't be loaded"), "cuda driver can't be loaded"),
+    ],
 )
 def test_a_gpu_that_does_not_tell_its_utilisation(monkeypatch: pytest.MonkeyPatch, error, reason) -> None:
     """The device's side is stood in for: what is tested is that a silent driver is a reason, and is asked once."""
@@ -60,7 +61,6 @@ def test_a_gpu_that_does_not_tell_its_utilisation(monkeypatch: pytest.MonkeyPatc
         calls.append(device)
         raise error
 
-    monkeypatch.setattr(Split, "__module__", "pynvml")
     properties = types.SimpleNamespace(total_memory=80)
     fakes = {"max_memory_allocated": 7, "memory_reserved": 9, "memory_allocated": 5, "get_device_name": "a GPU"}
     for name, value in fakes.items():
@@ -83,6 +83,24 @@ def test_errors_that_are_not_the_drivers_are_not_swallowed(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "utilization", broken)
     with pytest.raises(KeyError):
         sampler._look_at_gpu()
+
+
+def test_what_cannot_be_asked_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "utilization", pytest.fail)
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as where it is not installed
+    monkeypatch.setattr("lit_hass.metrics.resources.find_spec", lambda name: None)
+    assert ResourceSampler(torch.device("cuda", 0)).utilization_reason == "nvidia-ml-py is not installed"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    sampler = ResourceSampler(torch.device("cuda", 0))
+    assert sampler.utilization_reason == "read on NVIDIA's GPUs only" and sampler._look_at_gpu() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_driver_is_really_asked() -> None:
+    """Without a GPU the real call fails, and says why."""
+    sampler = ResourceSampler(torch.device("cuda", 0))
+    assert sampler.utilization_reason is None and sampler._look_at_gpu() is None
+    assert sampler.utilization_reason
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -168,7 +168,8 @@ def test_nan_names_the_window(tmp_path, text) -> None:
             pl_module.scorer._head = broken
             pl_module.scorer._verified = True
 
-    with pytest.raises(RunError, match=r"(wanda|lm_eval_wikitext|ladder step \d): window \d+, page \d: 1 of its tokens"):
+    named = r"(wanda|lm_eval_wikitext|ladder step \d): window \d+, page \d: 1 of its tokens"
+    with pytest.raises(RunError, match=named):
         run(base, text, module, [Breaks()])
     assert module.outcomes == []
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_hass.records import write_json
 from lit_hass.reports.collapse_board import (
     add_histograms,
     curves,
@@ -33,7 +34,7 @@ from lit_hass.reports.collapse_plot import (
     tokens_figure,
 )
 from lit_hass.reports.collapse_rows import collapse_rows, extreme_tokens, figure
-from lit_hass.reports.collapse_run import read_runs
+from lit_hass.reports.collapse_run import CollapseSubject, read_runs
 from lit_hass.reports.collapse_view import print_collapse, to_markdown
 from tests.reports.collapse_data import metrics_dict, write_collapse_run
 from tests.reports.test_comparison_views import Page
@@ -75,11 +76,13 @@ def test_both_methods_stand_side_by_side(pair) -> None:
     text = printed(pair, statements)
     rows = {line[1:34].rstrip(): line for line in text.splitlines() if line.startswith(" ")}
     value = figure(pair[1].value("gnc2/mean"))
-    assert rows["GNC2 (mean)"].split()[-3:] == [value, value, "0"]
+    assert rows["GNC2 (mean)"].split()[-3:] == [value, value, "0"] and "≈" not in text
     assert rows["draft and base, CKA"].split()[-2:] == ["–", figure(pair[1].value("cka/linear", "answer"))]
-    rejected = pair[1].metrics["states"]["rejected"]["normalized_entropy"]
-    assert rows["rejected rows, normalised"].split()[-2:] == ["–", figure(rejected)]
-    assert "(CKA): not comparable: no features of a draft in" in text
+    rejected = pair[1].metrics["states"]["rejected"]
+    shown = ["–", figure(rejected["normalized_entropy"]), f"({rejected['rows']})"]
+    assert rows["rejected, normalised (rows)"].split()[-3:] == shown
+    assert "(CKA): not comparable: baseline has no draft" in text
+    assert "comparable: SVD entropies, spectra and ranks; " in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     markdown = to_markdown(pair, statements)
     assert "| GNC2 (mean) | " + value in markdown and "* similarity of draft and base (CKA): not comparable" in markdown
@@ -99,7 +102,34 @@ def test_what_is_undefined_is_a_dash_with_its_reason(tmp_path: Path) -> None:
         assert "nc4 failed: LinAlgError: no convergence" in text and "12 rows were lost to failures" in text
     rows = {row.label: row for row in collapse_rows(run[0].subjects, [])}
     assert rows["GNC2 (mean)"].cells == ("–",) and "NC9" not in rows
-    assert "12 lost to failures" in rows["rows left out"].cells[0]
+    assert "12 lost to failures" in rows["left out"].cells[0]
+
+
+def test_rounding_is_no_difference(pair, tmp_path: Path) -> None:
+    metrics = copy.deepcopy(pair[0].metrics)
+    metrics["family"]["overall"]["gnc2/mean"] *= 1 + 5e-7
+    metrics["family"]["overall"]["unc3/cov_abs"] *= 1 + 5e-6
+    other = CollapseSubject("other", tmp_path, metrics, pair[0].analysis)
+    text = printed([pair[0], other], comparability(pair[0], other))
+    rows = {line[1:34].rstrip(): line for line in text.splitlines() if line.startswith(" ")}
+    assert rows["GNC2 (mean)"].endswith("≈ 0 ") and rows["UNC3 (cov_abs)"].rstrip()[-4:-2] == "e-"
+    assert "≈ 0: less than a millionth" in text and "≈ 0: less" in to_markdown([pair[0], other])
+
+
+def test_a_stopped_run_is_shown_as_far_as_it_got(pair, tmp_path: Path) -> None:
+    metrics = copy.deepcopy(pair[1].metrics)
+    metrics["meta"] |= {"complete": False, "questions": 4}
+    write_json(tmp_path / "run" / "collapse_metrics.partial.json", metrics)
+    (subject,) = read_runs([tmp_path / "run"])[0].subjects
+    assert subject.label == "run (part)" and "stopped; these are the 4 questions" in " ".join(
+        printed([subject]).split()
+    )
+    for rank in (0, 1):
+        write_json(tmp_path / "ranks" / f"collapse_metrics.partial.rank{rank}.json", metrics)
+    labels = [subject.label for subject in read_runs([tmp_path / "ranks"])[0].subjects]
+    assert labels == ["ranks (part of rank0)", "ranks (part of rank1)"]
+    write_collapse_run(tmp_path / "ranks", pair[1].metrics)
+    assert [subject.label for subject in read_runs([tmp_path / "ranks"])[0].subjects] == ["ranks"]
 
 
 @pytest.mark.parametrize(

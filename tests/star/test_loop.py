@@ -10,7 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_hass.__main__ import main
 from lit_hass.data.commonsense_qa_prompts import build_prompt
 from lit_hass.data.commonsense_qa_questions import read_commonsense_qa
+from lit_hass.errors import RunError
 from lit_hass.records.predictions import END_OF_TEXT, PredictionFolder
+from lit_hass.star import passes
 
 
 def lines(path: Path) -> list[dict]:
@@ -222,3 +224,18 @@ def test_bad_settings_are_refused_in_one_line_and_leave_nothing(known, tmp_path,
 def test_questions_in_both_files_are_refused(known, tmp_path, capsys) -> None:
     assert main(arguments(known, tmp_path / "loop", "--validation", known.train)) == 2
     assert "12 questions stand in both" in capsys.readouterr().err
+
+
+def test_a_training_that_was_done_but_not_written_is_not_done_again(known, whole, tmp_path, monkeypatch) -> None:
+    def full(*args: object) -> None:
+        raise RunError("the disk is full")
+
+    out = tmp_path / "loop"
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "_export", full)
+        assert main(arguments(known, out)) == 1
+    assert (out / "iter_0" / "training.ckpt").exists() and not (out / "iter_0" / "DONE").exists()
+    assert main(arguments(known, out)) == 0
+    assert state(out) == state(whole)
+    figures = [json.loads((folder / "iter_0" / "metrics.json").read_text())["fit"] for folder in (out, whole)]
+    assert figures[0]["loss"] == figures[1]["loss"]

@@ -1,4 +1,4 @@
-"""The loop as processes: killed wherever it may be, and on two ranks, it comes to what one undisturbed process makes."""
+"""The loop as processes: killed anywhere, or on two ranks, it comes to what one undisturbed process makes."""
 
 import json
 import shutil

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import platform
 
 import pytest
 
@@ -11,7 +12,7 @@ from lit_hass.tokenization import WordPieceTokenizer, train_wordpiece
 from lit_hass.tokenization.bench.contenders import contenders, legacy_tokenizer, train_bpe
 from lit_hass.tokenization.bench.plot import plot_result
 from lit_hass.tokenization.bench.quality import bpe_quality, cache_bytes, wordpiece_quality
-from lit_hass.tokenization.bench.run import run_benchmark
+from lit_hass.tokenization.bench.run import processor, run_benchmark
 from lit_hass.tokenization.bench.sentences import compare_sentences, lines
 from lit_hass.tokenization.bench.timing import one_thread, take_turns
 from lit_hass.tokenization.bench.view import notes, speed_rows, to_markdown
@@ -83,7 +84,7 @@ def test_states_of_the_caches(pair, text):
     own, bpe = pair
     by_key = {c.key: c for c in contenders(own, bpe, text[1][:50], text[0][:50])}
     by_key["own_cold"].prepare()
-    assert cache_bytes(own) < 1000 and not own._words
+    assert cache_bytes(own) < 1000 and not own._words and not own._table
     by_key["own_primed"].prepare()
     primed = set(own._stretches)
     by_key["own_warm"].prepare()
@@ -144,6 +145,14 @@ def test_views(result):
     assert "no tokenizer in pure Python" in to_markdown(without)
     assert plot_result(result).startswith(b"\x89PNG") and len(plot_result(result)) > 10_000
     assert plot_result(without) != plot_result(result)
+
+
+def test_processor(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2: fast\nmodel name\t: other\n", encoding="utf-8")
+    assert processor(info) == "Some CPU @ 2: fast"
+    info.write_text("processor\t: 0\n", encoding="utf-8")
+    assert processor(info) == processor(tmp_path / "nowhere") == (platform.processor() or None)
 
 
 def test_speed(pair, text):

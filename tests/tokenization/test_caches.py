@@ -33,4 +33,14 @@ def test_clearing():
     ids = own.encode("The tree fell [MASK] short")
     assert own._words and own._stretches
     own.clear_caches()
-    assert not own._words and not own._stretches and own.encode("The tree fell [MASK] short") == ids
+    assert not own._words and not own._stretches and not own._table
+    assert own.encode("The tree fell [MASK] short") == ids
+
+
+def test_clearing_forgets_no_rule():
+    # The order of marks is remembered beside the rows: both go, and both come back.
+    text = "a\u302e\U0001d165b"
+    own = WordPieceTokenizer(dense_vocabulary())
+    ids = own.encode(text)
+    own.clear_caches()
+    assert not own._table.reordering and own.encode(text) == ids == own.to_hf()(text)["input_ids"]

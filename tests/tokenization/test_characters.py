@@ -102,6 +102,19 @@ def test_table_agrees_with_plain_passes(tables, settings):
         assert table.words(text) == plain.words(text)
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_marks_of_every_class_in_any_order(settings):
+    """Any scalar value among marks; those that survive (Mc, Me, ...) change places where text is decomposed."""
+    marks = [chr(code) for code in scalars() if unicodedata.combining(chr(code))]
+    surviving = [mark for mark in marks if unicodedata.category(mark) != "Mn"]
+    draw = random.Random(99)
+    table = CharacterTable(WordPieceConfig(**settings))
+    for _ in range(1000):
+        kinds = [marks, surviving, "aB \u3002\u200b\uac01\u0344\u0958", [chr(draw.randrange(0xE000, 0x110000))]]
+        text = "".join(draw.choice(draw.choice(kinds)) for _ in range(draw.randrange(25)))
+        assert table.words(text) == bert_words(text, **settings)
+
+
 def test_order_of_marks_is_canonical():
     # Hangul tone mark (class 224) before musical stem (216): decomposition swaps them, and neither is dropped.
     text = "a\u302e\U0001d165"

@@ -3,7 +3,9 @@
 import pickle
 import unicodedata
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -162,3 +164,14 @@ def test_pickled_copy_gives_the_same_ids(own):
     assert copy.config == own.config and copy.special_tokens == own.special_tokens
     text = "The tree fell [MASK] \uac01 short."
     assert copy.encode(text) == own.encode(text)
+
+
+def test_decoding_tensors_and_arrays():
+    own = CASES["uncased"]
+    ids = own.encode("The tree fell [MASK]")
+    for these in (ids, tuple(ids), iter(ids), torch.tensor(ids), np.array(ids)):
+        assert own.decode(these, skip_special_tokens=True) == own.decode(own.encode("The tree fell", False))
+    with pytest.raises(TypeError):
+        own.decode("ab")
+    with pytest.raises(TypeError):
+        own.decode([1.5])

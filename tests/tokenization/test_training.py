@@ -138,6 +138,32 @@ def test_files_in_blocks_are_texts(tmp_path: Path, monkeypatch):
     assert sizes[-1] == source.stat().st_size and sizes == sorted(sizes) and len(sizes) > 100
 
 
+def test_a_file_that_is_one_line_without_blanks_is_read_in_blocks(tmp_path: Path, monkeypatch):
+    sentence = "\u6f22\u5b57\u3001\u304b\u306a\u30ab\u30ca\u3002minified,text.a/b\uff0c" + "\u3042" * 40 + ","
+    source = tmp_path / "line.txt"
+    source.write_text(sentence * 50, encoding="utf-8")
+    wanted = word_counts.count_words([sentence * 50], WordPieceConfig())
+    monkeypatch.setattr(word_counts, "BLOCK", 200)
+    sizes = [size for _, size in word_counts.read_blocks(source)]
+    assert sum(sizes) == source.stat().st_size and max(sizes) < 600
+    counts = word_counts.count_words([source], WordPieceConfig())
+    assert counts == wanted and counts["\u6f22"] == counts["minified"] == 50
+    # Nothing to cut at: the file is one block, and its word too long.
+    source.write_text("x" * 5000 + " y", encoding="utf-8")
+    assert word_counts.count_words([source], WordPieceConfig()) == {"y": 1}
+    assert word_counts.count_words([source], WordPieceConfig(max_chars=5000)) == {"x" * 5000: 1, "y": 1}
+
+
+def test_long_stretches_are_not_kept(monkeypatch):
+    kept = []
+    monkeypatch.setattr(word_counts, "_to_words", lambda stretches, *_: kept.append(len(stretches)))
+    texts = ["".join(corpora()["chinese"][:-1])] * 3
+    counts = word_counts.count_words(texts, WordPieceConfig())
+    assert kept == [0] and counts["\u7684"] % 3 == 0 and counts["\u7684"] > 0
+    word_counts.count_words(corpora()["english"], WordPieceConfig())
+    assert kept[-1] > 50
+
+
 def test_settings_are_the_tokenizers():
     cased = train_wordpiece(["Stra\u00dfe STRASSE \u00c9cole Stra\u00dfe"], 60, lowercase=False)
     assert "Stra\u00dfe" in cased and "\u00c9" in cased

@@ -63,6 +63,6 @@ def size(texts: Iterable[str]) -> int:
 
 def cache_bytes(own: WordPieceTokenizer) -> int:
     """Memory of the tokenizer's caches: tables, keys and values."""
-    caches = (own._words, own._stretches, own._plain_stretches)
+    caches: tuple[dict[Any, Any], ...] = (own._table, own._words, own._stretches, own._plain_stretches)
     total = sum(map(sys.getsizeof, caches))
     return total + sum(sys.getsizeof(key) + sys.getsizeof(value) for cache in caches for key, value in cache.items())

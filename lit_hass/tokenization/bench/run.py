@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_hass.tokenization.bench.contenders import Contender, contenders
@@ -95,11 +96,22 @@ def _row(contender: Contender, seconds: list[float], size: int, tokens: int, war
 
 
 def environment() -> dict[str, Any]:
-    """Where the times were taken: versions, system, architecture, processors."""
+    """Where the times were taken: versions, system, architecture, the processor's model (or None) and its cores."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("tokenizers", "transformers")},
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor's model as the system names it; None where it does not."""
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or None

@@ -99,7 +99,10 @@ def _bench(options: argparse.Namespace) -> int:
             sys.stdout.write("\n".join(lines(times)) + "\n\n")
     result = run_benchmark(own, bpe, texts, train_texts, options.repeats, bar)
     if options.vocab:
-        result["notes"] = ["The vocabulary was given; if it has seen the timed text, its fertility flatters it."]
+        result["notes"] = [
+            "The WordPiece vocabulary was given: its tokens compare with the BPE's only if it learnt from the same "
+            "training text, and its fertility flatters it if it has seen the timed text."
+        ]
     if bpe.get_vocab_size() < len(own):
         note = f"The training text was too short for a BPE of {len(own)} pieces; it has {bpe.get_vocab_size()}."
         result["notes"] = [*result.get("notes", []), note]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 Row = tuple[str, ...]
 
-_SPEED = ("", "computes", "MB/s", "tokens/s", "time", "median s", "min s")
+_SPEED = ("", "computes", "MB/s", "tokens/s", "time", "median ms", "min ms")
 _VOCABULARY = ("", "pieces", "tokens", "fertility", "bytes/token", "unknown", "exact round trip")
 _NAMES = {"wordpiece": "WordPiece (own and HF)", "bpe": "byte-level BPE"}
 
@@ -24,8 +24,8 @@ def speed_rows(result: dict[str, Any]) -> list[Row]:
             f"{row['megabytes_per_second']:.2f}",
             f"{row['tokens_per_second']:,.0f}",
             f"{row['times_own_warm']:.1f}x",
-            f"{row['median']:.4f}",
-            f"{row['min']:.4f}",
+            f"{1000 * row['median']:,.2f}",
+            f"{1000 * row['min']:,.2f}",
         )
         for row in result["rows"]
     ]
@@ -61,16 +61,17 @@ def notes(result: dict[str, Any]) -> list[str]:
         python = f"pure Python takes {ratios('python')} times as long."
     lines = [
         f"{texts['lines']:,} lines, {texts['bytes']:,} bytes, {texts['words']:,} words; "
-        f"{'lower-case' if settings['lowercase'] else 'cased'}; {settings['repeats']} passes in turn, medians of CPU "
-        "time, one thread, one call a line but for batches.",
+        f"{'lower-case' if settings['lowercase'] else 'cased'}; passes of each, in turn: {settings['repeats']}; "
+        "medians of CPU time, one thread, one call a line but for batches.",
         f"Ids equal BertTokenizerFast's on {result['same_ids']:,} of {texts['lines']:,} lines. "
         f"Caches hold {result['cache_bytes'] / 1e6:.1f} MB.",
-        "warm: this text was seen before; primed: only the training text was; cold: the caches are emptied before each "
-        "pass.",
+        "warm: this text was seen before; primed: only the training text was; cold: nothing was, the caches are "
+        "emptied before each pass. HF's BPE caches words, too, and is warm; its WordPiece keeps nothing.",
         f"HF Rust, one by one, takes {ratios('hf_single')} times as long as ours; {python}",
         f"Python {where['python']}, "
         + ", ".join(f"{name} {number}" for name, number in where["packages"].items())
-        + f"; {where['system']} {where['machine']}, {where['cpu_count']} processors.",
+        + f"; {where['system']} {where['machine']}, {where['processor'] or 'processor unknown'}, cores: "
+        f"{where['cpu_count']}.",
     ]
     return [*lines, *result.get("notes", [])]
 

@@ -9,7 +9,7 @@ from lit_hass.__main__ import main
 from lit_hass.data.commonsense_qa_answers import strict_answer
 from lit_hass.data.commonsense_qa_prompts import build_prompt
 from lit_hass.data.commonsense_qa_questions import LABELS, read_commonsense_qa
-from lit_hass.data.sums import PLACES, by_place, make_sum, make_sums, split_of
+from lit_hass.data.sums import PLACES, make_sum, make_sums, split_of
 from lit_hass.data.sums.tokenizer import sums_tokenizer
 
 
