@@ -79,6 +79,7 @@ class CollapseReport(Callback):
         self._folder: Path | None = None
         self._seen = 0
         self._next_look = 0.0
+        self._paged = False
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Check that there will be something to report, and that the other run can be read.
@@ -93,7 +94,7 @@ class CollapseReport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder: a collective call."""
-        self._seen, self._next_look, self.subject = 0, 0.0, None
+        self._seen, self._next_look, self.subject, self._paged = 0, 0.0, None, False
         folder = trainer.log_dir
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         self._folder = None if folder is None or trial else Path(folder, self.method or "")
@@ -133,6 +134,14 @@ class CollapseReport(Callback):
         """Report."""
         self._report(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the page (rank 0): only now all other callbacks, as `ResourceMonitor`, have written their files."""
+        # Of several methods `ComparisonReport` writes one page.
+        if self.subject is not None and self.method is None and not self._paged:
+            self._paged = True
+            write_page(self.subject.path / PAGE, self.subject.path)
+            log.info("wrote %s", self.subject.path / PAGE)
+
     def _report(self, trainer: Trainer) -> None:
         collector = _collector(trainer, self.method)
         # Collective: all ranks' features are added up.
@@ -169,9 +178,6 @@ class CollapseReport(Callback):
             if len(subjects) > 1:
                 write_side_by_side(board, subjects, step)
             board.flush()
-        if self.method is None:  # else `ComparisonReport` writes the page of all methods
-            write_page(self._folder / PAGE, self._folder)
-            log.info("wrote %s", self._folder / PAGE)
         if any(isinstance(callback, ComparisonReport) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             log.info("lit-hass report %s shows the collapse metrics side by side", self._folder.parent)
         else:

@@ -47,6 +47,7 @@ class ComparisonReport(Callback):
         self.baseline, self.hass, self.resamples = baseline, hass, resamples
         self.comparison: dict[str, Any] = {}
         self.lossless = True
+        self._collapse: Path | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Check that there will be two runs.
@@ -75,11 +76,16 @@ class ComparisonReport(Callback):
         self.lossless = self.comparison["lossless"] is not False
         folder = parts[0].parent
         write_comparison(folder, self.comparison)
-        if any((part / METRICS_FILE).exists() for part in parts):
-            write_page(folder / PAGE, folder)
+        self._collapse = folder if any((part / METRICS_FILE).exists() for part in parts) else None
         self._log(trainer)
         _print(self.comparison)
         log.info("wrote comparison.json, comparison.md, comparison.png and report.html into %s", folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the page of all that callbacks have written by now, where features were collected (rank 0)."""
+        folder, self._collapse = self._collapse, None
+        if folder is not None:
+            write_page(folder / PAGE, folder)
 
     def verdict(self) -> None:
         """Make the run fail where it must.

@@ -139,9 +139,12 @@ def kept_groups(block: RowBlock, special: Sequence[int]) -> Tensor:
 def synced(sums: Sums, sync: bool) -> Iterator[None]:
     """Within it the sums are those of all ranks, afterwards this rank's own again, also after an error; collective."""
     sums.sync(should_sync=sync)
+    # `compute` would leave this rank's own sums behind.
+    before, sums._should_unsync = sums._should_unsync, False
     try:
         yield
     finally:
+        sums._should_unsync = before
         if sums._is_synced:
             sums.unsync()
 

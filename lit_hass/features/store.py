@@ -94,6 +94,7 @@ class FeatureStore:
         )
         self._staged: list[RowBlock] = []
         self._buffered: list[RowBlock] = []
+        self._buffered_rows = self._buffered_bytes = 0
         self._settled = 0  # rows that are in the sums, or counted as dropped
 
     # -- in ---------------------------------------------------------------------------------------------------------
@@ -154,10 +155,15 @@ class FeatureStore:
         staged, self._staged = self._staged, []
         dtype = self.storage_dtype(staged[0].features.dtype) if staged else None
         for block in joined(staged):
-            self._buffered.append(block.to("cpu", dtype))
-        rows = sum(map(len, self._buffered))
-        if rows >= self.config.max_buffer_size or self._buffered_bytes() * _HOST_SHARE >= self.config.host_bytes:
+            self._buffer(block.to("cpu", dtype))
+        full = self._buffered_bytes * _HOST_SHARE >= self.config.host_bytes
+        if full or self._buffered_rows >= self.config.max_buffer_size:
             self._consolidate()
+
+    def _buffer(self, *blocks: RowBlock) -> None:
+        self._buffered += blocks
+        self._buffered_rows += sum(map(len, blocks))
+        self._buffered_bytes += sum(block.nbytes for block in blocks)
 
     def storage_dtype(self, own: torch.dtype) -> torch.dtype:
         """The dtype that features of dtype ``own`` are stored in."""
@@ -171,6 +177,7 @@ class FeatureStore:
 
     def _consolidate(self) -> None:
         pending, self._buffered = self._buffered, []
+        self._buffered_rows = self._buffered_bytes = 0
         rows = max(1, _FOLD_NUMBERS // self.num_features)
         pieces = [piece for block in joined(pending) for piece in block.pieces(rows)]
         del pending
@@ -184,9 +191,9 @@ class FeatureStore:
         finally:
             if done < len(pieces):  # an error that nobody can mend: what it hit is counted, the rest stays here
                 self.n_dropped_rows += len(pieces[done]) - (self._settled - settled)
-                self._buffered = pieces[done + 1 :] + self._buffered
+                self._buffer(*pieces[done + 1 :])
 
-    def _fold(self, block: RowBlock) -> None:
+    def _fold(self, block: RowBlock, again: bool = False) -> None:
         """Fold a block, in halves where memory does not suffice for the whole; each row ends in exactly one place."""
         failed = False
         try:
@@ -198,11 +205,12 @@ class FeatureStore:
             failed = True
         # Outside of the handler: the error's traceback would keep the block's copies alive.
         if failed:
-            _free_memory()
+            if not again:  # it takes a while, and the parts come at once
+                _free_memory()
             if len(block) > 1:
                 half = len(block) // 2
                 for part in (block.select(slice(0, half)), block.select(slice(half, None))):
-                    self._fold(part)
+                    self._fold(part, again=True)
                 return
             self.n_dropped_rows += 1
             self._settled += 1
@@ -241,14 +249,11 @@ class FeatureStore:
             index = torch.arange(start, min(start + rows, len(groups)))
             yield self.kept.gather(index), groups[index]
 
-    def _buffered_bytes(self) -> int:
-        return sum(block.nbytes for block in self._buffered)
-
     def nbytes(self) -> dict[str, int]:
         """Bytes held on the device, in host memory and on disk."""
         return {
             "device": sum(block.nbytes for block in self._staged),
-            "host": self._buffered_bytes() + self.kept.host_nbytes,
+            "host": self._buffered_bytes + self.kept.host_nbytes,
             "disk": self.kept.disk_nbytes,
         }
 
@@ -282,6 +287,7 @@ class FeatureStore:
             files: also delete spilled rows; False where a snapshot refers to them.
         """
         self._staged, self._buffered = [], []
+        self._buffered_rows = self._buffered_bytes = 0
         self.kept.clear(files)
         self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
         _free_memory()

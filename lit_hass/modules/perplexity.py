@@ -28,17 +28,18 @@ class PerplexityModule(LightningModule):
 
     `test_step` returns a dict:
 
-    ==================  =========================================================================================
-    ``"nll"``           ``[N]`` float32, nats of each scored token of the batch
-    ``"targets"``       ``[N]`` int64, these tokens
-    ``"windows"``       indices of the windows in the run's plan, one per row of the batch
-    ``"running"``       ``(name, token perplexity so far)`` of the protocol that the batch belongs to, of this rank
-    ``"features"``      with ``collect_features``: a `lit_hass.decoding.TokenFeatures`, else None. ``features [n, d]``
-                        are the hidden states behind the final norm that the output layer reads, ``token_ids [n]`` the
-                        token behind each, ``states [n]`` all ``TokenState.PROMPT``. They are of the first protocol's
-                        windows alone, so that over a run each scored token comes once; n may be 0.
+    =====================  ======================================================================================
+    ``"nll"``              ``[N]`` float32, nats of each scored token of the batch
+    ``"targets"``          ``[N]`` int64, these tokens
+    ``"windows"``          indices of the windows in the run's plan, one per row of the batch
+    ``"running"``          ``(name, token perplexity so far)`` of the protocol that the batch belongs to, of this rank
+    ``"features"``         with ``collect_features``: a `lit_hass.decoding.TokenFeatures`, else None. ``features
+                           [n, d]`` are the hidden states behind the final norm that the output layer reads,
+                           ``token_ids [n]`` the token behind each, ``states [n]`` all ``TokenState.PROMPT``. They are
+                           of the first protocol's windows alone, so that over a run each scored token comes once; n
+                           may be 0.
     ``"feature_windows"``  with ``collect_features``: ``[n]`` int64, the index of each feature's window in the plan
-    ==================  =========================================================================================
+    =====================  ======================================================================================
 
     Args:
         base: a `transformers` folder, hub id or shipped name (``html_to_tsv``); any decoder-only model.

@@ -18,8 +18,9 @@ from lit_hass.metrics.perplexity import token_nll
 
 log = logging.getLogger(__name__)
 
-# Numbers in one piece of logits: what a CPU's cache holds, and what a GPU is busy with.
-_CPU_NUMBERS, _GPU_NUMBERS = 2**22, 2**26
+# Numbers in one piece of logits. On a CPU more rows spare repacking the output layer's weights, until the piece leaves the
+# last cache; on a GPU so many keep it busy.
+_CPU_NUMBERS, _GPU_NUMBERS = 2**23, 2**26
 #: Tokens of the first window on which both ways are compared.
 _PROBE = 64
 
@@ -64,7 +65,7 @@ class WindowScorer:
             self._head = forward.logits
             vocabulary, self._width = forward.vocab_size, forward.hidden_size
         numbers = _CPU_NUMBERS if model.device.type == "cpu" else _GPU_NUMBERS
-        self.rows = rows or max(16, numbers // vocabulary)
+        self.rows = rows or max(16, numbers // vocabulary // 16 * 16)
 
     @property
     def takes_apart(self) -> bool:

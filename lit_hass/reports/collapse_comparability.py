@@ -103,7 +103,7 @@ def _of_meta(topic: str, a: CollapseSubject, b: CollapseSubject) -> Iterable[tup
     dims = [subject.meta.get("feature_dim") for subject in (a, b)]
     if dims[0] != dims[1]:
         if topic in (SPECTRA, TOKENS, CHUNKS):
-            yield "not comparable", f"features of {dims[0]} and {dims[1]} numbers; only normalised entropies may be"
+            yield "not comparable", f"features of {dims[0]} and {dims[1]} numbers; compare the normalised entropies"
         else:
             yield "with care", f"features of {dims[0]} and {dims[1]} numbers"
     for key, why in (

@@ -105,9 +105,11 @@ def tokens_figure(subjects: Sequence[CollapseSubject]) -> Figure:
         n = np.unique(np.geomspace(1, max(2, most), 80).round())
         # The bound is that of natural logarithms; under another preset it does not hold.
         if all(s.settings.get("svd_variant", "a") == "a" for s in subjects):
-            for dim in sorted(set(dims)) or [math.inf]:
+            for k, dim in enumerate(sorted(set(dims)) or [math.inf]):
                 label = "bound, ln min(n, d)" + (f", d = {dim:.0f}" if len(set(dims)) > 1 else "")
-                right.plot(n, np.log(np.minimum(n, dim)), color=_BOUND, linestyle="--", linewidth=1.1, label=label)
+                right.plot(
+                    n, np.log(np.minimum(n, dim)), color=_BOUND, linestyle=_dash(k + 1), linewidth=1.1, label=label
+                )
         right.set_xscale("log")
     _legend(left, "upper right", "no token has enough rows")
     _legend(right, "lower right", "no token has enough rows")
@@ -132,11 +134,13 @@ def scopes_figure(subjects: Sequence[CollapseSubject]) -> Figure:
             continue
         bars = axes[0].bar(places, np.nan_to_num(values), width * 0.92, color=_colour(i), label=subject.label)
         if len(subjects) <= 2:
-            labels = ["" if math.isnan(value) else f"{value:.3f}" for value in values]
+            labels = ["" if math.isnan(value) else f"{value:.{3 if len(subjects) == 1 else 2}f}" for value in values]
             axes[0].bar_label(bars, labels=labels, fontsize=7, padding=1)
     axes[0].set_xticks(np.arange(len(states)), [_with_rows(name, subjects) for name in states], fontsize=8)
-    axes[0].set_ylim(0, 1.22)
-    _legend(axes[0], "upper center", "no states recorded", columns=2)
+    axes[0].set_ylim(0, 1.3)
+    # Side by side where that does not reach over the axis.
+    short = sum(len(subject.label) for subject in subjects) <= 36
+    _legend(axes[0], "upper center", "no states recorded", columns=len(subjects) if short else 1)
     for axis, name, title, what in (
         (axes[1], "gnc2/mean", "GNC2", "mean ln(1 / distance of class directions)"),
         (axes[2], "unc3/cov_abs", "UNC3", "|std / mean| of cos(class mean, output row)"),

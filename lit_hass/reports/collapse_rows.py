@@ -49,6 +49,7 @@ _CLASS_FAMILY = {
 }
 #: Relative differences up to here are float64's own, and float32's: a tree's forward is no token by token's.
 _EXACT, _ROUNDED = 1e-13, 1e-6
+_SCOPES = ("prompt", "answer")
 _STATES = ("prompt", "accepted", "rejected", "bonus", "baseline")
 #: Counters of rows that no metric saw, and what they are called.
 _EXCLUDED = {
@@ -82,6 +83,7 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
         subjects: its columns.
         statements: of `comparability`, where there are two; a difference of what is not comparable is not shown.
     """
+    parted = any(not any(_is_empty(subject, scope) for scope in _SCOPES) for subject in subjects)
     barred = {statement.topic for statement in statements if statement.level == "not comparable"}
 
     def row(label: str, topic: str, of: Callable[[CollapseSubject], float | None]) -> CollapseRow:
@@ -92,7 +94,9 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
         return CollapseRow(label, tuple(_word(of(subject)) for subject in subjects))
 
     def of_family(label: str, topic: str, name: str, scope: str) -> list[CollapseRow]:
-        # Undefined is shown; what nobody measured is not.
+        # Undefined is shown; what nobody measured is not, nor a scope of all rows or none (texts have no answers).
+        if scope in _SCOPES and not parted and topic != CKA:
+            return []
         measured = any(name in ((s.metrics.get("family") or {}).get(scope) or {}) for s in subjects)
         return [row(label, topic, lambda s: s.value(name, scope))] if measured else []
 
@@ -131,6 +135,9 @@ def undefined_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
     for subject in subjects:
         reasons: dict[tuple[str, str], list[str]] = {}
         for scope, entries in (subject.metrics.get("undefined") or {}).items():
+            if entries and _is_empty(subject, scope):
+                found.append(f"{subject.label}, {scope}: all of it: {next(iter(entries.values()))}")
+                continue
             for name, reason in (entries or {}).items():
                 reasons.setdefault((scope, reason), []).append(name)
         found += [
@@ -219,6 +226,11 @@ def _difference(values: Sequence[float | None], barred: bool) -> str:
 
 def _of_state(state: str) -> Callable[[CollapseSubject], float | None]:
     return lambda subject: ((subject.metrics.get("states") or {}).get(state) or {}).get("normalized_entropy")
+
+
+def _is_empty(subject: CollapseSubject, scope: str) -> bool:
+    values = ((subject.metrics.get("family") or {}).get(scope) or {}).values()
+    return all(value is None for value in values)
 
 
 def _with_rows(row: CollapseRow, state: str, subjects: Sequence[CollapseSubject]) -> CollapseRow:

@@ -76,6 +76,7 @@ class ReportedRun:
         comparison: its ``comparison.json``.
         statistics: ``statistics.json`` by label.
         resources: ``resources.json``.
+        label: short, and different from that of the others it stands beside; empty where it stands alone.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class ReportedRun:
     comparison: dict[str, Any] | None = None
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     resources: dict[str, Any] | None = None
+    label: str = ""
 
 
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[ReportedRun]:
@@ -128,7 +130,7 @@ def _read_run(path: Path, label: str) -> ReportedRun:
         raise UserError(
             f"{path}: holds nothing to report (no {METRICS_FILE}, statistics.json, comparison.json or {RESOURCES_FILE})"
         )
-    return ReportedRun(path, subjects, comparison, statistics, resources)
+    return ReportedRun(path, subjects, comparison, statistics, resources, label)
 
 
 def _read_subjects(folder: Path, label: str) -> list[CollapseSubject]:

@@ -58,11 +58,10 @@ def check_shape(metrics: Any) -> None:
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
-    wanted = {dict: "an object", list: "a list"}.get(type(shape), shape)
-    kinds = {"an object": dict, "a list": list, _NUMBER: (int, float), _TEXT: str, _ANY: object}
     if value is None:
         return
-    if not isinstance(value, kinds[wanted]):
+    wanted = "an object" if isinstance(shape, dict) else "a list" if isinstance(shape, list) else str(shape)
+    if not isinstance(value, _KINDS[wanted]):
         raise UserError(f"these are no collapse metrics: {where} is a {type(value).__name__}, not {wanted}")
     if isinstance(shape, dict):
         for key, found in value.items():
@@ -71,3 +70,8 @@ def _check(value: Any, shape: Any, where: str) -> None:
     elif isinstance(shape, list):
         for i, found in enumerate(value):
             _check(found, shape[0], f"{where}[{i}]")
+
+
+_KINDS: dict[str, Any] = {
+    "an object": dict, "a list": list, _NUMBER: (int, float), _TEXT: str, _ANY: object,
+}  # fmt: skip

@@ -38,7 +38,7 @@ def print_collapse(
     table = Table(title="Representation collapse", title_justify="left", box=None)
     for i, column in enumerate(columns(subjects)):
         # As Text: brackets in a path are no markup.
-        table.add_column(Text(column), justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(Text(column), justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
     rows = collapse_rows(subjects, statements)
     for row in rows:
         cells = [row.label, *row.cells, *([row.difference] if len(subjects) == 2 else [])]

@@ -162,9 +162,8 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
     names = {"prompt": samples.prompts(), "answer": answers, "total": samples.totals()}
     shots = options.n_shot
     # "commonsense_qa" names the shipped examples, but only before questions of that schema.
-    shots_file = (
-        None if shots is None else commonsense_qa_file(shots, "shots") if samples.kind == SHIPPED else Path(shots)
-    )
+    of_choices = samples.kind == SHIPPED
+    shots_file = None if shots is None else commonsense_qa_file(shots, "shots") if of_choices else Path(shots)
     return (
         {
             "file": str(samples.file),

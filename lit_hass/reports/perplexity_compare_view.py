@@ -81,7 +81,8 @@ def to_markdown(comparison: dict[str, Any]) -> str:
     parts.append("\n".join(f"* {n}: `{runs[n]['path']}` ({runs[n]['model']['base']})" for n in ("one", "other")))
     parts += [markdown_table(COLUMNS, rows(comparison)), LEGEND]
     if comparison["exponents"]:
-        parts += ["## Effective exponents", EXPONENTS + ".", markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))]
+        table = markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))
+        parts += ["## Effective exponents", EXPONENTS + ".", table]
     lines = [f"difference: {line}" for line in comparison["differences"]]
     lines += [*_undefined(comparison), *comparison["notes"]]
     if lines:

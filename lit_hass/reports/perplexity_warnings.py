@@ -56,7 +56,7 @@ def _of_text(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if text["layout"] == "wikitext" and not text["titles"]:
         yield (
             "one_page", "",
-            "the text has no titles (` = Title = `), so it is one page: there is no standard error over documents",
+            "the text is one page (a line ` = Title = ` begins another): there is no standard error over documents",
         )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _of_protocol(name: str, protocol: dict[str, Any], report: dict[str, Any]) ->
             "the tokenizer does not tell where a token stands in the text, so standard errors are over windows, not "
             "pages",
         )
-    elif protocol["documents"] < 10:
+    elif 1 < protocol["documents"] < 10:
         yield "few_documents", f"{protocol['documents']} documents are few for a 95 % interval; it is likely too narrow"
     if card["mean"] == "texts":
         yield "mean_of_texts", "the mean of the texts' own perplexities is comparable with no other protocol's number"

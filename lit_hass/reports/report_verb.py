@@ -77,7 +77,7 @@ def print_runs(runs: list[ReportedRun], console: Console) -> None:
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", box=None)
     for i, column in enumerate(head):
-        table.add_column(Text(column), justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(Text(column), justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

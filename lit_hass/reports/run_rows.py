@@ -31,8 +31,7 @@ def resource_rows(runs: Sequence[ReportedRun]) -> Table:
     found = {}
     for run in runs:
         for rank in (run.resources or {}).get("ranks", []):
-            name = run.path.name if len(runs) > 1 else ""
-            found[" ".join(filter(None, (name, f"rank {rank['rank']}")))] = rank
+            found[" ".join(filter(None, (run.label, f"rank {rank['rank']}")))] = rank
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "device": lambda r: _plain(_get(r, "device", "name")),
         "host memory, peak": lambda r: _mebibytes(_get(r, "host", "peak_bytes")),

@@ -180,9 +180,13 @@ def loop_summary(out: Path) -> list[str]:
         line = f"{row['iteration']:>9}  {found['accuracy']:6.1%} ({low:.1%} to {high:.1%})".ljust(40)
         if "fit" in row:
             line += f"{row['train']['accuracy']:8.1%} {row['kept']:>5}  {row['kept_hinted_share']:>17.1%}"
-            line += f"  {row['fit']['steps']:>13}  {row['fit']['loss']:.3f}"
+            line += f"  {row['fit']['steps']:>13}  {_loss(row['fit']['loss'])}"
         lines.append(line.rstrip())
     return [*lines, f"{out / 'star.json'} has all figures, {out / 'tensorboard'} the curves"]
+
+
+def _loss(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _write_summary(out: Path) -> None:

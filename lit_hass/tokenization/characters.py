@@ -112,14 +112,17 @@ class BertRules(Rules):
         )
         self._splitter = BertPreTokenizer()
         self._decomposition = NFD()
+        self._python = PythonRules(config)
 
     def row(self, character: str) -> str:
         """See `Rules`."""
+        if character.isascii():  # no version of Unicode changes these, and asking takes longer
+            return self._python.row(character)
         return "".join(map(self._isolate, self._normalizer.normalize_str(character)))
 
     def reorders(self, character: str) -> bool:
         """See `Rules`."""
-        if not self.config.strips_accents or not self.row(character).strip():
+        if not self.config.strips_accents or character.isascii() or not self.row(character).strip():
             return False
         # Asked rather than looked up: Python may not know the character's combining class.
         return not self._decomposition.normalize_str(_LAST_MARK + character).startswith(_LAST_MARK)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from itertools import chain
 
 from lit_hass.tokenization.characters import CharacterTable
 from lit_hass.tokenization.vocabulary import PREFIX
@@ -56,6 +58,9 @@ class PieceMatcher:
 
     def ids(self, word: str) -> tuple[int, ...]:
         """The pieces' ids of a normalised word; the unknown token's alone where there are none."""
+        whole = self._first.get(word)
+        if whole is not None and len(word) <= self.max_chars:
+            return (whole,)
         spans = self.spans(word)
         return (self.unk_id,) if spans is None else tuple([piece for piece, _ in spans])
 
@@ -94,29 +99,30 @@ class StretchCache(dict[str, tuple[int, ...]]):
         super().__init__()
         self._table, self._words, self._special = table, words, special
         self._find = special_pattern(special)
+        # What all special tokens begin with, to look for before the slower pattern; "" is in every stretch.
+        self._mark = os.path.commonprefix(list(special))
 
     def __missing__(self, stretch: str) -> tuple[int, ...]:
-        ids: list[int] = []
-        if self._find is not None and self._find.search(stretch):
+        found: tuple[int, ...]
+        if self._find is not None and self._mark in stretch and self._find.search(stretch):
+            ids: list[int] = []
             for part in self._find.split(stretch):
                 special = self._special.get(part)
-                if special is None:
-                    self._extend(ids, part)
-                else:
-                    ids.append(special)
+                ids += self._ids(part) if special is None else (special,)
+            found = tuple(ids)
         else:
-            self._extend(ids, stretch)
-        found = tuple(ids)
+            found = self._ids(stretch)
         if len(stretch) <= CACHED_CHARACTERS:
             if len(self) >= CACHE_ENTRIES:
                 self.clear()
             self[stretch] = found
         return found
 
-    def _extend(self, ids: list[int], text: str) -> None:
-        words = self._words
-        for word in self._table.words(text):
-            ids += words[word]
+    def _ids(self, text: str) -> tuple[int, ...]:
+        found = self._table.words(text)
+        if len(found) == 1:
+            return self._words[found[0]]
+        return tuple(chain.from_iterable(map(self._words.__getitem__, found)))
 
 
 def special_pattern(special: Mapping[str, int]) -> re.Pattern[str] | None:

@@ -41,7 +41,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def warn_of_capitals(pieces: Iterable[str], special: Iterable[str], lowercase: bool) -> None:
-    """Warn of a cased vocabulary under a tokenizer that never gives a capital."""
+    """Warn of a cased vocabulary under a tokenizer that never gives a capital, and of the reverse."""
     ordinary = set(pieces).difference(special)
     capitals = sum(piece != piece.lower() for piece in ordinary if not piece.startswith("[unused"))
     if lowercase and capitals:
@@ -50,3 +50,5 @@ def warn_of_capitals(pieces: Iterable[str], special: Iterable[str], lowercase: b
             capitals,
             len(ordinary),
         )
+    if not lowercase and not capitals and any(piece != piece.upper() for piece in ordinary):
+        log.warning("no piece has a capital, so every word with one is unknown; leave --cased out?")

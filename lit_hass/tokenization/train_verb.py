@@ -14,6 +14,7 @@ from lit_hass.tokenization.settings_arguments import add_settings, settings
 from lit_hass.tokenization.tokenizer import WordPieceTokenizer
 from lit_hass.tokenization.training import train_wordpiece
 from lit_hass.tokenization.verb import for_the_person
+from lit_hass.tokenization.whole_file import check_target
 from lit_hass.tokenization.word_counts import ERRORS
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ def train(args: list[str]) -> int:
     options = parser.parse_args(args)
     files = [Path(name) for name in options.files]
     with for_the_person():
+        if options.hf:
+            # A file in its place would be found out after the training, and transformers only logs it.
+            check_target(Path(options.hf) / "tokenizer.json")
         pieces = train_wordpiece(
             files,
             options.vocab_size,

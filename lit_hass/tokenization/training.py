@@ -11,6 +11,7 @@ from lit_hass.tokenization.config import SpecialTokens, Tables, WordPieceConfig
 from lit_hass.tokenization.merge_order import Score, merges
 from lit_hass.tokenization.progress import Show, quiet
 from lit_hass.tokenization.vocabulary import write_vocabulary
+from lit_hass.tokenization.whole_file import check_target
 from lit_hass.tokenization.word_counts import count_words
 from lit_hass.tokenization.word_symbols import WordSymbols
 
@@ -79,6 +80,8 @@ def train_wordpiece(
         raise ValueError(f"score must be one of {', '.join(get_args(Score))}, found {score!r}")
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, found {min_frequency}")
+    if out is not None:
+        check_target(out)
     config = WordPieceConfig(lowercase, strip_accents, chinese_chars, max_chars, tables)
     with show("reading", None) as progress:
         counts = count_words(texts_or_files, config, errors, progress)

@@ -9,7 +9,11 @@ from lit_hass.records import write_json
 
 
 class CollapseDump(Callback):
+    def on_test_end(self, trainer, pl_module):
+        self.on_predict_end(trainer, pl_module)
+
     def on_predict_end(self, trainer, pl_module):
+        folder = trainer.log_dir  # a collective call
         for collector in trainer.callbacks:
             if isinstance(collector, CollapseCollector):
                 metrics = collector.get_collapse_metrics()
@@ -17,4 +21,4 @@ class CollapseDump(Callback):
                 metrics["class_means"] = [ids, counts, means]
                 metrics["class_quantities"] = collector.class_quantities()
                 if trainer.is_global_zero:
-                    write_json(Path(trainer.log_dir, collector.method or "", "dump.json"), metrics)
+                    write_json(Path(folder, collector.method or "", "dump.json"), metrics)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_hass.metrics import CollapseMetrics
 from lit_hass.metrics.functional import chunk_entropies
 from tests.door.conftest import CONFIG, ROOT, lines
+from tests.features.plain_metrics import assert_plain, plain_metrics
 
 RUN = Path("logs/generate_baseline/version_0")
 
@@ -51,7 +52,10 @@ def ask(folder: Path, n: int) -> Path:
 
 
 def offline(base, questions, answers, turns=1):
-    """Prompt rows and answer rows of every recorded answer, by one plain forward each; and their chunks."""
+    """Metrics of the rows of every recorded answer, by one plain forward each; and their chunks.
+
+    By scope: the values of a metric that got all rows at once, its details, and values by nothing but numpy.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     special = {*tokenizer.all_special_ids}
@@ -61,7 +65,8 @@ def offline(base, questions, answers, turns=1):
         name: CollapseMetrics(head.shape[1], head, keep_rows=True, ignore_ids=special)
         for name in ("overall", "prompt", "answer")
     }
-    chunks = {}
+    chunks: dict = {}
+    rows: dict = {"overall": [], "prompt": [], "answer": []}
     asked = {question["question_id"]: question for question in lines(questions)}
     for answer in lines(answers):
         for choice in answer["choices"]:
@@ -74,19 +79,24 @@ def offline(base, questions, answers, turns=1):
                 with torch.no_grad():
                     hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, :-1]
                 n, targets = len(prompt), ids[0, 1:]
-                scopes["overall"].update(hidden, targets)
-                scopes["prompt"].update(hidden[:n], targets[:n])
-                if len(hidden) > n:
-                    scopes["answer"].update(hidden[n:], targets[n:])
-                rows = hidden[n:] if len(hidden) > n else hidden
-                chunks[answer["question_id"], choice["index"], turn] = chunk_entropies(rows)
-    return {name: (metric.compute(), metric.compute_details()) for name, metric in scopes.items()}, chunks
+                for scope, part in (("overall", slice(None)), ("prompt", slice(n)), ("answer", slice(n, None))):
+                    rows[scope].append((hidden[part], targets[part]))
+                mine = hidden[n:] if len(hidden) > n else hidden
+                chunks[answer["question_id"], choice["index"], turn] = chunk_entropies(mine)
+    found = {}
+    for name, metric in scopes.items():
+        features, ids = (torch.cat(part) for part in zip(*rows[name], strict=True))
+        metric.update(features, ids)
+        plain = plain_metrics(features, ids, head, special)
+        found[name] = (metric.compute(), metric.compute_details(), plain)
+    return found, chunks
 
 
 def assert_equal(metrics, expected, chunks, tolerance=1e-6):
     """Every number of every scope; the features' float32 noise is far below the tolerance."""
     compared = 0
-    for scope, (values, _) in expected.items():
+    for scope, (values, _, plain) in expected.items():
+        assert_plain(metrics, scope, plain, tolerance)
         found = metrics["family"][scope]
         assert {name for name in found if not name.startswith(("cka/", "svd_entropy/"))} == {
             name for name in values if not name.startswith("svd_entropy/")

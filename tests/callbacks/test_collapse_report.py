@@ -19,6 +19,7 @@ from callbacks import (
     ComparisonReport,
     FeatureBuffer,
     GenerationStatistics,
+    ResourceMonitor,
 )
 from lit_hass.data import QuestionDataModule
 from lit_hass.decoding import TreeConfig
@@ -126,7 +127,7 @@ def test_two_methods_stand_side_by_side(tiny_base: Path, draft: Path, tmp_path: 
     )  # fmt: skip
     parts = [*of_method("baseline", projector_classes=0), *of_method("hass", projector_classes=0)]
     answers = [kind(method=method) for kind in (AnswerWriter, GenerationStatistics) for method in ("baseline", "hass")]
-    run = predict(tmp_path, module, 3, *answers, *parts, ComparisonReport(resamples=20))
+    run = predict(tmp_path, module, 3, *answers, *parts, ComparisonReport(resamples=20), ResourceMonitor())
     found = {name: read(run / name / "collapse_metrics.json") for name in ("baseline", "hass")}
     # Greedy answers are the baseline's own, and so are the features behind them.
     for name, value in found["baseline"]["family"]["answer"].items():
@@ -143,6 +144,7 @@ def test_two_methods_stand_side_by_side(tiny_base: Path, draft: Path, tmp_path: 
         assert rows[label] == [f"{found[name]['overall_metrics'][key]:.4f}" for name in ("baseline", "hass")]
     assert "Representation collapse" not in rows
     page = (run / "report.html").read_text(encoding="utf-8")
+    assert "host memory, peak" in page  # though it was measured last
     assert "Draft against baseline" in page and "What may be compared" in page and page.count("<img") == 5
     assert not list(run.rglob("metadata.tsv"))
 

@@ -151,6 +151,8 @@ def test_fit_counts_rows_and_their_padding(tiny_base: Path, tmp_path: Path) -> N
     assert found["prompt"].longest == 0 and found["answer"].total == found["total"].total
     steps = [event.step for event in board(tmp_path).Scalars("train/lengths/total/count")]
     assert steps == [2, 4, 5]
+    last = board(tmp_path).Histograms("train/lengths/total")[-1]
+    assert last.step == 5 and last.histogram_value.num == 20 and last.histogram_value.sum == found["total"].total
 
 
 def test_the_prompt_of_a_training_row_is_what_is_not_scored(tmp_path: Path) -> None:

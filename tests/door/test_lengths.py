@@ -1,5 +1,6 @@
 """``lit-hass lengths`` as a user meets it: figures, files that ``predict`` and ``fit`` take, and refusals."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from lit_hass.data.commonsense_qa_prompts import build_prompt, read_shots, shot_stems
-from lit_hass.data.commonsense_qa_questions import read_commonsense_qa
+from lit_hass.data.commonsense_qa_questions import commonsense_qa_file, read_commonsense_qa
 from lit_hass.models import load_tokenizer
 from lit_hass.pretrained import questions_file
 from lit_hass.records import read_answers, read_questions
@@ -125,6 +126,8 @@ def test_multiple_choice_questions_with_examples(door, tiny_base):
     lengths = {len(tokenizer(build_prompt(q, shots))["input_ids"]) for q in questions}
     bare = len(tokenizer(build_prompt(questions[0]))["input_ids"])
     whole = len(tokenizer(build_prompt(questions[0], shots))["input_ids"])
+    digest = hashlib.sha256(commonsense_qa_file("commonsense_qa", "shots").read_bytes()).hexdigest()
+    assert found["n_shot_sha256"] == digest
     assert found["lengths"]["prompt"]["count"] == 20 and found["lengths"]["prompt"]["max"] in lengths
     assert any("drawn with seed 3" in note for note in found["notes"])
     everything = report(door, *args, "--model", "html_to_tsv")

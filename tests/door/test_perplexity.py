@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from tests.perplexity_bases import make_base, write_text
 CONFIG = ROOT / "configs" / "perplexity.yaml"
 RUN = Path("logs/perplexity/version_0")
 KEYS = {
-    "nll", "tokens_scored", "tokens_forwarded", "tokens_dropped", "words", "bytes", "bos_targets", "windows", "token_ppl",
-    "word_ppl", "byte_ppl", "bits_per_byte", "ln_word_ppl_se",
+    "nll", "tokens_scored", "tokens_forwarded", "tokens_dropped", "words", "bytes", "bos_targets", "windows",
+    "token_ppl", "word_ppl", "byte_ppl", "bits_per_byte", "ln_word_ppl_se",
 }  # fmt: skip
 
 
@@ -65,10 +66,23 @@ def _check_board(found: dict) -> None:
     board = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0})
     board.Reload()
     tags = board.Tags()
-    scalar = board.Scalars("ppl/lm_eval_wikitext/word_ppl")[-1].value
-    assert scalar == pytest.approx(found["protocols"]["lm_eval_wikitext"]["word_ppl"], rel=1e-5)
-    assert "ppl/wanda/token_ppl" in tags["scalars"] and "ppl/wanda/word_ppl" not in tags["scalars"]
-    assert "perplexity/ladder" in tags["images"] and "perplexity/wanda/ln_ppl_of_pages" in tags["histograms"]
+    units = ("token_ppl", "word_ppl", "byte_ppl", "bits_per_byte")
+    numbers = {
+        f"ppl/{name}/{unit}": protocol[unit]
+        for name, protocol in found["protocols"].items()
+        for unit in units
+        if protocol[unit] is not None
+    }
+    assert {tag for tag in tags["scalars"] if tag.startswith("ppl/")} == numbers.keys() and len(numbers) == 8
+    for tag, value in numbers.items():
+        assert board.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-5), tag
+    assert board.Images("perplexity/ladder")[-1].encoded_image_string.startswith(b"\x89PNG")
+    documents = lines(RUN / "perplexity_documents.jsonl")
+    for name in found["protocols"]:
+        values = [d["nll"] / d["tokens"] for d in documents if d["protocol"] == name]
+        histogram = board.Histograms(f"perplexity/{name}/ln_ppl_of_pages")[-1].histogram_value
+        assert histogram.num == len(values) == 4 and histogram.sum == pytest.approx(sum(values))
+    assert "perplexity/text_summary" in tags["tensors"]
 
 
 def test_without_a_ladder_the_gap_is_divided_for_free(door, base, text) -> None:
@@ -153,13 +167,18 @@ def test_two_ranks_score_what_one_does(process, door, base, tmp_path, pages) -> 
     assert sums[0] == pytest.approx(sums[1], rel=1e-9)
 
 
-def test_a_killed_run_leaves_no_result(process, base, text, tmp_path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_result(process, base, text, tmp_path, ending) -> None:
     run = process(args(base, text, "--data.window", 32, "--data.batch_tokens", 1, "--data.stride", 1,
                        "--data.protocols", "[strided]"))  # fmt: skip
-    run.wait_for(lambda: (tmp_path / RUN / "config.yaml").exists())
-    run.kill()
-    assert not (tmp_path / RUN / "perplexity.json").exists()
-    assert not (tmp_path / RUN / "perplexity_documents.jsonl").exists()
+    run.wait_for(lambda: (tmp_path / RUN / "config.yaml").exists() and "loaded" in run.text())
+    if ending == signal.SIGKILL:
+        run.kill()
+    else:
+        os.kill(run.process.pid, ending)
+        assert run.wait() == 130, run.text()
+        assert "Traceback" not in run.text()
+    assert not [path.name for path in (tmp_path / RUN).iterdir() if path.name.startswith("perplexity")]
 
 
 @pytest.fixture

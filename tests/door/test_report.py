@@ -73,7 +73,11 @@ def test_a_run_without_features_is_reported_too(door, tmp_path: Path) -> None:
         ("collapse_metrics.json", "{", "cannot be read"),
         ("collapse_metrics.json", "[]", "JSON object"),
         ("collapse_metrics.json", "{}", "total_tokens"),
-        ("collapse_metrics.json", '{"total_tokens": 3, "token_metrics": {"7": 3}}', "token_metrics.7 is a int"),
+        (
+            "collapse_metrics.json",
+            '{"total_tokens": 3, "token_metrics": {"7": 3}}',
+            "7 is a int, not an object",
+        ),
         ("collapse_metrics.json", '{"total_tokens": 3, "token_metrics": {"7": {}}}', "token_metrics.7 has no num"),
         ("collapse_metrics.json", '{"total_tokens": 3, "family": {"answer": [1]}}', "family.answer is a list"),
         ("collapse_metrics.json", '{"total_tokens": 3, "chunks": [{"entropies": ["a"]}]}', "chunks[0].entropies[0]"),

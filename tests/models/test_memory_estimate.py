@@ -1,5 +1,7 @@
 """The memory formula: caches against real tensors, parameters against real models, peaks against what is allocated."""
 
+import os
+
 import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache
@@ -125,3 +127,14 @@ def test_more_rows_never_take_less() -> None:
     sizes = ModelSizes.of(build("llama").config, True)
     totals = [estimate_memory(sizes, n, 100, 200, 2).total for n in range(1, 200)]
     assert totals == sorted(totals)
+
+
+def test_the_profiler_is_silent_and_others_are_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    held = [torch.zeros(5000)]  # freed while the profiler runs, of which it warns
+
+    def run() -> None:
+        held.clear()
+        os.write(2, b"a warning of somebody else\n")
+
+    peak_bytes(run, torch.device("cpu"))
+    assert capfd.readouterr().err == "a warning of somebody else\n"

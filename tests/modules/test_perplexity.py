@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from callbacks import PerplexityProgressBar
 from lit_hass.data import PerplexityDataModule
 from lit_hass.decoding import TokenState
 from lit_hass.errors import RunError, UserError
@@ -41,7 +42,8 @@ def run(base: Path, text: Path, module=None, callbacks=(), trainer=(), **setting
     data = PerplexityDataModule(str(text), **settings)
     module = module or PerplexityModule(str(base))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    runner = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, enable_checkpointing=False, **dict(trainer))
+    more = {**quiet, "enable_checkpointing": False, **dict(trainer)}
+    runner = Trainer(accelerator="cpu", callbacks=list(callbacks), **more)
     runner.test(module, datamodule=data, verbose=False)
     return data, module
 
@@ -148,6 +150,38 @@ def test_features_are_what_the_output_layer_reads_each_token_once(tmp_path, text
     assert set(states.tolist()) == {int(TokenState.PROMPT)} and ids.dtype == torch.int64
     logits = load_base(base).lm_head(features).double().log_softmax(-1)
     assert -float(logits.gather(1, ids[:, None]).sum()) == pytest.approx(module.outcomes[0]["nll"], rel=1e-6)
+
+
+def test_nothing_is_collected_unless_asked_for(tmp_path, text, monkeypatch) -> None:
+    base = make_base(tmp_path / "base")
+    collector = Collector()
+    collector.on_test_start = lambda trainer, pl_module: None
+    collector.on_test_batch_end = lambda trainer, pl_module, outputs, *more: collector.features.append(outputs)
+
+    def refuse(*_):
+        raise AssertionError("features were made")
+
+    monkeypatch.setattr(PerplexityModule, "_features", refuse)
+    run(base, text, callbacks=[collector])
+    assert collector.features and all(outputs["features"] is None for outputs in collector.features)
+
+
+def test_the_progress_bar_shows_the_running_perplexity(tmp_path, text, capsys) -> None:
+    base = make_base(tmp_path / "base")
+    running = []
+
+    class Looks(PerplexityProgressBar):
+        def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+            running.append((outputs["running"], self._progress.tasks[0].fields["running"], self._progress.tasks[0]))
+
+    data, module = run(
+        base, text, callbacks=[Looks()], protocols=["wanda"], batch_tokens=100, trainer={"enable_progress_bar": True}
+    )
+    assert all(shown == f"wanda: token PPL {value:.2f}" for (_, value), shown, _ in running)
+    assert running[-1][0] == ("wanda", pytest.approx(module.outcomes[0]["token_ppl"]))
+    assert len({value for (_, value), _, _ in running}) == len(running) == len(data.plan.batches)
+    assert running[-1][2].finished and "PPL" in capsys.readouterr().err
 
 
 def test_nan_names_the_window(tmp_path, text) -> None:

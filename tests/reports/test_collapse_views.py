@@ -105,6 +105,16 @@ def test_what_is_undefined_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     assert "12 lost to failures" in rows["left out"].cells[0]
 
 
+def test_plain_text_has_no_answers(tmp_path: Path) -> None:
+    metrics = metrics_dict(draft=False)
+    metrics["family"]["answer"] = dict.fromkeys(metrics["family"]["answer"])
+    metrics["undefined"]["answer"] = dict.fromkeys(metrics["family"]["answer"], "there are no rows")
+    run = read_runs([write_collapse_run(tmp_path / "run", metrics)])
+    text = printed(run[0].subjects)
+    assert "of answers" not in text and "of prompts" not in text and "GNC2 (mean)" in text
+    assert text.count("there are no rows") == 1 and "run, answer: all of it: there are no rows" in text
+
+
 def test_rounding_is_no_difference(pair, tmp_path: Path) -> None:
     metrics = copy.deepcopy(pair[0].metrics)
     metrics["family"]["overall"]["gnc2/mean"] *= 1 + 5e-7

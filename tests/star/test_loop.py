@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_hass.__main__ import main
 from lit_hass.data.commonsense_qa_prompts import build_prompt
 from lit_hass.data.commonsense_qa_questions import read_commonsense_qa
+from lit_hass.decoding import AutoregressiveDecoder
 from lit_hass.errors import RunError
+from lit_hass.modules import LanguageModelingModule
 from lit_hass.records.predictions import END_OF_TEXT, PredictionFolder
 from lit_hass.star import passes
 
@@ -81,6 +84,16 @@ def test_tensorboard_has_a_point_per_iteration(whole) -> None:
     assert [point.step for point in points] == [0, 1, 2]
     assert [point.value for point in points] == pytest.approx([one["validation"]["accuracy"] for one in summary])
     assert [point.value for point in board.Scalars("star/kept")][0] == 8.0
+
+
+def test_the_loop_ends_with_a_table_of_its_iterations(known, whole, capsys) -> None:
+    assert main(arguments(known, whole)) == 0  # finished: it only says what is there
+    said = capsys.readouterr().out.splitlines()[-5:]
+    assert [line.split()[:2] for line in said[1:4]] == [["0", "66.7%"], ["1", "66.7%"], ["2", "66.7%"]]
+    first, last = said[1].split(), said[3].split()
+    loss = json.loads((whole / "star.json").read_text())["iterations"][0]["fit"]["loss"]
+    assert first[-5:] == ["75.0%", "8", "0.0%", "6", f"{loss:.3f}"] and len(last) == 5
+    assert str(whole / "star.json") in said[4]
 
 
 def test_the_same_loop_again_is_the_same_and_a_finished_one_does_nothing(known, whole, tmp_path) -> None:
@@ -219,6 +232,23 @@ def test_bad_settings_are_refused_in_one_line_and_leave_nothing(known, tmp_path,
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("lit-hass: error: ") and named in message, message
     assert not out.exists()
+
+
+def test_memory_that_runs_out_is_said_with_a_batch_that_fits(known, whole, tmp_path, capsys, monkeypatch) -> None:
+    def too_large(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    out = tmp_path / "loop"
+    for owner, name, said in (
+        (AutoregressiveDecoder, "generate", "--data.batch_size 2. What is answered is kept: run it again to go on."),
+        (LanguageModelingModule, "training_step", "--fit.batch_size 2 needs about half; run the same command again"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, too_large)
+            assert main(arguments(known, out)) == 1
+        error = capsys.readouterr().err
+        assert "out of memory" in error and said in error, error
+    assert main(arguments(known, out)) == 0 and state(out) == state(whole)
 
 
 def test_questions_in_both_files_are_refused(known, tmp_path, capsys) -> None:

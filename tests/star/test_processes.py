@@ -5,13 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_hass.__main__ import main
-from tests.door.conftest import process  # noqa: F401  # a fixture
+from tests.door.conftest import ROOT, process  # noqa: F401  # a fixture
 from tests.star.test_loop import arguments, lines, state
 
 DYING = ("--model.class_path", "tests.star.dying.DyingRationaleModule")
+CONFIGS = ROOT / "configs"
 DDP = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+
+
+def without_times(folder: Path, name: str) -> list[dict]:
+    return [{**line, "seconds": 0} for line in lines(folder / name)]
+
+
+def read_board(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"histograms": 0}).Reload()
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +30,38 @@ def whole(known, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "loop"
     assert main(arguments(known, out)) == 0
     return out
+
+
+@pytest.mark.ddp
+def test_two_ranks_predict_and_keep_what_one_does(process, known, tmp_path) -> None:  # noqa: F811
+    """One pass by ``predict``: seven and five questions, batches that differ, one merged folder."""
+    common = [
+        "predict", "-c", CONFIGS / "rationale.yaml", "-c", CONFIGS / "callbacks" / "lengths.yaml",
+        "--model.base", known.base, "--model.max_new_tokens", 24, "--data.questions", known.train,
+        "--data.shots", "null", "--data.batch_size", 5, "--trainer.accelerator", "cpu",
+        "--trainer.logger.init_args.save_dir", tmp_path,
+    ]  # fmt: skip
+    version = "--trainer.logger.init_args.version"
+    assert main([str(part) for part in (*common, version, 1)]) == 0
+    run = process([*common, version, 2, *DDP])
+    assert run.wait() == 0, run.text()
+    one, two = (tmp_path / "rationale" / f"version_{n}" for n in (1, 2))
+    assert not list(two.glob("*.rank*"))
+    assert without_times(two, "predictions.jsonl") == without_times(one, "predictions.jsonl")
+    assert without_times(two, "correct.jsonl") == without_times(one, "correct.jsonl")
+    assert [line["id"] for line in lines(two / "predictions.jsonl")] == known.ids
+    assert [line["id"] for line in lines(two / "correct.jsonl")] == known.right
+    assert (two / "correct_data.txt").read_bytes() == (one / "correct_data.txt").read_bytes()
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    timed = {"seconds", "tokens_per_second"}
+    assert [{k: v for k, v in found.items() if k not in timed} for found in figures[:1]] == [
+        {k: v for k, v in found.items() if k not in timed} for found in figures[1:]
+    ]
+    counted = [json.loads((folder / "lengths.json").read_text())["all"] for folder in (one, two)]
+    for kind in ("prompt", "answer", "total"):
+        assert all(counted[0][kind][key] == counted[1][kind][key] for key in ("ended", "cut", "count", "p99", "mean"))
+        (event,) = read_board(two).Histograms(f"lengths/{kind}")
+        assert event.histogram_value.num == 12 and event.histogram_value.max == counted[0][kind]["max"] + 0.5
 
 
 @pytest.mark.slow

@@ -246,6 +246,17 @@ def test_vocabulary_that_cannot_be_written(tmp_path, own):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_training_refuses_an_unwritable_file_before_it_reads(tmp_path):
+    def never():
+        raise AssertionError("read")
+        yield
+
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "deep" / "vocab.txt"):
+        with pytest.raises(OSError, match="folder"):
+            train_wordpiece(never(), 100, out=out)
+
+
 def test_saving_replaces_the_file_whole(tmp_path, own):
     path = tmp_path / "new" / "vocab.txt"
     own.save(path)

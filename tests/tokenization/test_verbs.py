@@ -88,6 +88,8 @@ def test_settings_reach_the_tokenizer(door, text, tmp_path):  # noqa: F811
     assert "capitals" not in cased.err
     assert [int(i) for i in cased.out.split()] == WordPieceTokenizer("v.txt", lowercase=False).encode("The Tree")
     assert "--cased" in door("wordpiece", "encode", "--vocab", "v.txt", tmp_path / "in.txt").err
+    uncased = door("wordpiece", "encode", "--vocab", "k.txt", "--cased", tmp_path / "in.txt")
+    assert "no piece has a capital" in uncased.err and "no piece" not in cased.err
 
 
 def test_transformers_folder(door, text):  # noqa: F811
@@ -156,6 +158,9 @@ def test_encoding_imports_nothing_heavy(vocab, tmp_path):
         (["train", "EMPTY"], "corpus is empty"),
         (["train", "BAD"], "bad.txt:2: not UTF-8 (invalid start byte at byte 4)"),
         (["train", "TEXT", "--out", "/dev/null/v.txt", "--vocab-size", "600"], "/dev/null"),
+        (["train", "TEXT", "--out", "."], ".: a folder; name a file"),
+        (["train", "TEXT", "--vocab-size", "600", "--hf", "TEXT"], "is no folder"),
+        (["bench", "--text", "TEXT", "--vocab-size", "600", "--out", "/dev/null/x"], "/dev/null is no folder"),
         (["train", "TEXT", "--min-frequency", "0"], "min_frequency"),
         (["train", "TEXT", "--max-chars", "0"], "max_chars"),
         (["encode", "--vocab", "nowhere.txt", "TEXT"], "nowhere.txt: no such vocabulary file"),

@@ -24,7 +24,7 @@ from lit_hass.tokenization.text_lines import read_lines
 from lit_hass.tokenization.tokenizer import WordPieceTokenizer
 from lit_hass.tokenization.training import train_wordpiece
 from lit_hass.tokenization.verb import for_the_person
-from lit_hass.tokenization.whole_file import write_whole
+from lit_hass.tokenization.whole_file import check_target, write_whole
 from lit_hass.tokenization.word_counts import ERRORS
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def _bench(options: argparse.Namespace) -> int:
             f"a vocabulary of {len(own)} pieces is too small to compare: a byte-level BPE has 256 bytes and 5 special "
             f"tokens before it learns anything; at least {_SMALLEST_BPE}"
         )
+    check_target(Path(options.out) / "bench.json")
     log.info("training a byte-level BPE of %d pieces", len(own))
     bpe = train_bpe(train_texts, len(own))
     if options.per_sentence:
