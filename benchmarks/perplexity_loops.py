@@ -1,8 +1,8 @@
-"""Scoring windows by their needed rows against the loops of the original scripts: seconds, memory, and the same numbers.
+"""Scoring windows by their needed rows against the loops of the original scripts: time, memory, and the same numbers.
 
-Two opponents, both in their authors' own way: Wanda's loop (one window a batch, logits of the whole window, cross-entropy
-over a shifted copy), and full-logits rolling evaluation (log-softmax over every row of a window, of which the scored ones
-are taken, with the greedy tokens beside them, as lm-evaluation-harness does).
+Two opponents, both in their authors' own way: Wanda's loop (one window a batch, logits of the whole window,
+cross-entropy over a shifted copy), and full-logits rolling evaluation (log-softmax over every row of a window, of which
+the scored ones are taken, with the greedy tokens beside them, as lm-evaluation-harness does).
 
     python benchmarks/perplexity_loops.py [--rounds 3] [--tokens 4096]
 

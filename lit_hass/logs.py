@@ -12,13 +12,15 @@ _OURS = ("lit_hass", "callbacks")
 
 
 class _ShortName(logging.Formatter):
-    """``step: message``, where the step is the module's name without the packages before it."""
+    """``step: message``, where the step is the module's name without the packages before it, or the verb's name."""
 
     def format(self, record: logging.LogRecord) -> str:
         rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK")
         prefix = f"[rank {rank}] " if rank not in (None, "0") else ""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{prefix}{record.name.rsplit('.', 1)[-1]}: {level}{record.getMessage()}"
+        package, _, module = record.name.rpartition(".")
+        step = package.rpartition(".")[2] if module == "verb" else module.removesuffix("_verb")
+        text = f"{prefix}{step}: {level}{record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

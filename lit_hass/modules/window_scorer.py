@@ -18,8 +18,8 @@ from lit_hass.metrics.perplexity import token_nll
 
 log = logging.getLogger(__name__)
 
-# Numbers in one piece of logits. On a CPU more rows spare repacking the output layer's weights, until the piece leaves the
-# last cache; on a GPU so many keep it busy.
+# Numbers in one piece of logits. On a CPU more rows spare repacking the output layer's weights, until the piece leaves
+# the last cache; on a GPU so many keep it busy.
 _CPU_NUMBERS, _GPU_NUMBERS = 2**23, 2**26
 #: Tokens of the first window on which both ways are compared.
 _PROBE = 64

@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_overwritten(door, base, text) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("pages", [4, 1])
+@pytest.mark.parametrize("pages", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_ranks_score_what_one_does(process, door, base, tmp_path, pages) -> None:
     text = write_text(tmp_path / "text.txt", pages=pages)
     # With one page and large batches, the second rank has one batch or none.
@@ -167,10 +167,17 @@ def test_two_ranks_score_what_one_does(process, door, base, tmp_path, pages) -> 
     assert sums[0] == pytest.approx(sums[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+#: Ctrl-C as in a terminal, also where the tests themselves run in the background, whose processes ignore it.
+INTERRUPTIBLE = (
+    "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from lit_hass.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_no_result(process, base, text, tmp_path, ending) -> None:
     run = process(args(base, text, "--data.window", 32, "--data.batch_tokens", 1, "--data.stride", 1,
-                       "--data.protocols", "[strided]"))  # fmt: skip
+                       "--data.protocols", "[strided]"), ["-c", INTERRUPTIBLE])  # fmt: skip
     run.wait_for(lambda: (tmp_path / RUN / "config.yaml").exists() and "loaded" in run.text())
     if ending == signal.SIGKILL:
         run.kill()
