@@ -7,9 +7,9 @@ Rounds are interleaved, and begin in turn with each side; seconds are CPU second
 answered with its features copied, journalled and folded into all statistics; ``copied`` only has the decoder hand them
 over; ``off`` is without, and ``off again`` the same once more, which is the noise.
 
-What the switch costs when nobody listens cannot be told from that noise: it is a test of a flag a step, and the note of
-each token's state. ``bookkeeping`` is the decoder's whole `Row.add` for as many tokens, timed alone, which does that and
-more: an upper bound.
+What the switch costs when nobody listens cannot be told from that noise: it is a test of a flag a step, and the note
+of each token's state. ``bookkeeping`` is the decoder's whole `Row.add` for as many tokens, timed alone, which does that
+and more: an upper bound.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_hass.__main__ import main
+from lit_hass.data.commonsense_qa_questions import LABELS
+from lit_hass.data.sums import PLACES, carrying, check_digit
 from lit_hass.records import write_json
 from lit_hass.records.predictions import PredictionFolder
 
@@ -65,6 +67,23 @@ def difference(first: Path, last: Path) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+def exact_share(folder: Path) -> float:
+    """Share of the answers whose whole rationale is right: a model may also name the right choice by luck."""
+    predictions = PredictionFolder(folder).read()
+    return sum(one.completion == solution(one.prompt) for one in predictions) / len(predictions)
+
+
+def solution(prompt: str) -> str:
+    """The completion that solves a sum's prompt."""
+    stem = prompt.removeprefix("Q: ").partition("\n")[0]
+    first, second = (
+        sum(int(digit) * 10 ** PLACES.index(place) for place, digit in zip(number[::2], number[1::2], strict=True))
+        for number in stem.split("+")
+    )
+    check = check_digit(first + second)
+    return f" {carrying(first, second)} Therefore, the answer is {check} ({LABELS[check % 5]})."
+
+
 def seed_result(out: Path, seed: int, iterations: int) -> dict[str, Any]:
     """Run both arms of a seed and collect their figures."""
     folder = out / f"seed_{seed}"
@@ -82,6 +101,7 @@ def seed_result(out: Path, seed: int, iterations: int) -> dict[str, Any]:
             "interval": [one["validation"]["interval"] for one in found],
             "kept": [one["kept"] for one in found[:-1]],
             "kept_correct_share": [one["kept_correct_share"] for one in found[:-1]],
+            "exact_rationale": [exact_share(folder / arm / f"iter_{k}" / "validation") for k in range(iterations + 1)],
             "gain": difference(*(folder / arm / f"iter_{k}" / "validation" for k in (0, iterations))),
         }
     result["cpu_seconds"] = time.process_time() - started
@@ -98,6 +118,8 @@ def show(results: list[dict[str, Any]]) -> None:
             gain, kept = found["gain"], ", ".join(map(str, found["kept"]))
             interval = f"({gain['low']:+.1%} to {gain['high']:+.1%})"
             print(f"{result['seed']:>4}  {arm:8} {series}   {gain['mean']:+7.1%} {interval}   trained on {kept}")
+            exact = "  ".join(f"{value:6.1%}" for value in found["exact_rationale"])
+            print(f"{'':14}{exact}   with the whole rationale right")
 
 
 if __name__ == "__main__":

@@ -115,11 +115,7 @@ class CollapseMeasurement:
         return cls(weight.shape[1], config, lambda: model.get_output_embeddings().weight, **settings)
 
     def clear(self, files: bool = True) -> None:
-        """Forget everything and let go of its memory.
-
-        Args:
-            files: also delete spilled rows.
-        """
+        """Forget everything and let go of its memory; with ``files`` also delete spilled rows."""
         self.store.clear(files)
         self._began_with = self.config.deciding_state()
         self._reset()
@@ -173,8 +169,7 @@ class CollapseMeasurement:
             states: ``[n]`` int64 codes; None is text that was given (prompt).
 
         Raises:
-            ValueError: shapes that do not fit.
-            RunError: with ``nan_strategy="error"``: a number that is not finite.
+            ValueError, RunError: as `add_sequence`.
         """
         if states is None:
             states = torch.full_like(token_ids, PROMPT)

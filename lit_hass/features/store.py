@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from lit_hass.features.config import CollapseConfig
 from lit_hass.features.kept_rows import KeptRows
 from lit_hass.features.row_keys import row_keys
 from lit_hass.features.rows import RowBlock, joined
-from lit_hass.memory_errors import is_out_of_memory
+from lit_hass.memory_errors import free_memory, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +205,7 @@ class FeatureStore:
         # Outside of the handler: the error's traceback would keep the block's copies alive.
         if failed:
             if not again:  # it takes a while, and the parts come at once
-                _free_memory()
+                free_memory()
             if len(block) > 1:
                 half = len(block) // 2
                 for part in (block.select(slice(0, half)), block.select(slice(half, None))):
@@ -217,16 +216,15 @@ class FeatureStore:
             log.warning("a feature row was dropped: there is no memory to add it to the statistics")
             return
         self._settled += len(block)
-        if not self._keeps:
-            return
         try:
-            self._keep(block)
+            if self._keeps:
+                self._keep(block)
             return
         except (MemoryError, RuntimeError) as error:
             if not self._goes_on(error):
                 raise
         self.n_unsampled_rows += len(block)
-        _free_memory()
+        free_memory()
         log.warning("there is no memory for a sample of %d feature rows; the sums have them", len(block))
 
     def _goes_on(self, error: BaseException) -> bool:
@@ -290,7 +288,7 @@ class FeatureStore:
         self._buffered_rows = self._buffered_bytes = 0
         self.kept.clear(files)
         self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
-        _free_memory()
+        free_memory()
 
     def __enter__(self) -> FeatureStore:
         """Return the store."""
@@ -299,9 +297,3 @@ class FeatureStore:
     def __exit__(self, *exc_info: object) -> None:
         """Let go of everything."""
         self.clear()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ from typing import Any
 from lit_hass.errors import UserError
 from lit_hass.metrics.functional.perplexity import exp, paired_estimate, perplexity
 from lit_hass.reports.perplexity_files import read_perplexity
-from lit_hass.reports.perplexity_rows import number
+from lit_hass.reports.perplexity_rows import UNIT_NAMES, number
 
 _UNITS = {"token": "tokens", "word": "words", "byte": "bytes"}
 _EXPONENT_NOTE = (
@@ -176,7 +176,7 @@ def _converted(name: str, protocol: dict[str, Any], other: dict[str, Any]) -> st
     wanted = other["printed"]["unit"]
     if value is None or protocol["token_ppl"] is None:
         return None
-    shown = f"{name} {number(value)} ({unit})"
+    shown = f"{name} {number(value)} ({UNIT_NAMES[unit]})"
     if wanted == "word_ppl" and unit != "word_ppl":
         # The exponent is that of the text form in which words are counted: the other's.
         words = perplexity(math.log(protocol["token_ppl"]) * other["tokens_per_word"], 1)

@@ -79,7 +79,7 @@ def _check(settings: Settings) -> dict[str, Any]:
 def _run(settings: Settings) -> None:
     for iteration in range(settings.iterations + 1):
         folder = settings.out / f"iter_{iteration}"
-        if (folder / DONE).exists():
+        if (folder / DONE).exists() or (iteration == settings.iterations and _is_measured(folder)):
             continue
         base = settings.base if iteration == 0 else str(settings.out / f"iter_{iteration - 1}" / "checkpoint")
         module = settings.module(base, iteration)
@@ -97,7 +97,13 @@ def _run(settings: Settings) -> None:
         if on_first_rank():
             _finish(settings, folder, record)
     if on_first_rank():
+        _write_summary(settings.out)
         print("\n".join(loop_summary(settings.out)), flush=True)
+
+
+def _is_measured(folder: Path) -> bool:
+    """Whether the last model's accuracy is known already, and need not be shown in TensorBoard once more."""
+    return (folder / "metrics.json").exists() and PredictionFolder(folder / "validation").is_finished
 
 
 def _generate(settings: Settings, folder: Path, base: str, iteration: int, record: dict[str, Any]) -> list[Prediction]:
@@ -142,10 +148,10 @@ def _longest(settings: Settings) -> int:
 
 def _finish(settings: Settings, folder: Path, record: dict[str, Any]) -> None:
     """Write the iteration's figures, show them in TensorBoard, and mark it as done once its model is there."""
-    write_json(folder / "metrics.json", record)
     board = TensorBoardLogger(settings.out, name="tensorboard", version="", default_hp_metric=False)
     board.log_metrics(_scalars(to_jsonable(record)), step=record["iteration"])
     board.finalize("success")
+    write_json(folder / "metrics.json", record)
     if "fit" in record:
         write_text(folder / DONE, "")
         (folder / "training.ckpt").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Which questions are asked, how they are batched, and what is refused before a model is loaded."""
 
 import json
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,8 +52,9 @@ def test_prompts_are_shots_and_question_and_hints_name_the_answer(tokenizer) -> 
 
 
 def test_batches_are_padded_on_the_left_longest_first_and_waste_little(tokenizer) -> None:
-    for shots in ("commonsense_qa", None):
-        data = asked(tokenizer, shots=shots)
+    # Letters, and the pieces of the shipped base, which the shipped config begins with.
+    for shots, name in product(("commonsense_qa", None), (tokenizer, "html_to_tsv")):
+        data = asked(name, shots=shots)
         batches = data.batches(data.rows)
         assert sorted(i for batch in batches for i in batch.id) == sorted(q.id for q in data.questions)
         lengths = []

@@ -21,7 +21,7 @@ def classifier() -> torch.Tensor:
 
 
 def blocks(rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Features ``[2000, 512]`` float32 around the means of their classes, which are more or less frequent, and an offset."""
+    """Features ``[2000, 512]`` float32 around the means of their classes, of which few are frequent, and an offset."""
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
     scales = torch.logspace(0, -3, WIDTH)
     weights = 1 / torch.arange(1.0, CLASSES + 1)

@@ -5,8 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig
-from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from lit_hass.errors import UserError
 from lit_hass.features import extract_features, special_ids

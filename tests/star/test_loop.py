@@ -101,8 +101,10 @@ def test_the_same_loop_again_is_the_same_and_a_finished_one_does_nothing(known, 
     assert main(arguments(known, out)) == 0
     assert state(out) == state(whole)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.jsonl")}
+    boards = list((out / "tensorboard").iterdir())
     assert main(arguments(known, out)) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jsonl")} == times
+    assert list((out / "tensorboard").iterdir()) == boards, "a point was shown twice"
 
 
 @pytest.mark.parametrize(
