@@ -180,6 +180,9 @@ class CollapseCollector(Callback):
         if any(not sequences for _, sequences in found) and not self._warned:
             log.warning("the module gave no features for an answered question; they are counted")
             self._warned = True
+        for _, sequences in found:
+            for sequence in sequences:
+                self._measurement.check(sequence)
         self._whole = False
         if self._buffer is not None:
             self._buffer.record(found)

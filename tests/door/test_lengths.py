@@ -273,6 +273,8 @@ def test_the_shipped_questions_by_name(door):
     assert found["padding"]["sorted"] < found["padding"]["batches"] < found["padding"]["max_length"]
 
 
+# tests/star counts the answers of two ranks of another module in every run.
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_count_what_one_counts(process, tiny_base, asked, tmp_path):
     monitor = ROOT / "configs" / "callbacks" / "lengths.yaml"

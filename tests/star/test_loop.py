@@ -112,7 +112,7 @@ def test_the_same_loop_again_is_the_same_and_a_finished_one_does_nothing(known, 
     [
         ["iter_1", "iter_2"],
         ["iter_1/DONE", "iter_2"],
-        ["iter_0/DONE", "iter_0/checkpoint", "iter_1", "iter_2"],
+        pytest.param(["iter_0/DONE", "iter_0/checkpoint", "iter_1", "iter_2"], marks=pytest.mark.slow),
         ["iter_0/correct.jsonl", "iter_0/DONE", "iter_0/checkpoint", "iter_0/metrics.json", "iter_1", "iter_2"],
         ["iter_1/train/metrics.json", "iter_1/DONE", "iter_1/checkpoint", "iter_2"],
         ["iter_2/validation", "star.json"],
