@@ -180,9 +180,8 @@ class CollapseCollector(Callback):
         if any(not sequences for _, sequences in found) and not self._warned:
             log.warning("the module gave no features for an answered question; they are counted")
             self._warned = True
-        for _, sequences in found:
-            for sequence in sequences:
-                self._measurement.check(sequence)
+        for sequence in (sequence for _, sequences in found for sequence in sequences):
+            self._measurement.check(sequence)
         self._whole = False
         if self._buffer is not None:
             self._buffer.record(found)
@@ -251,8 +250,9 @@ class CollapseCollector(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what this process has measured as ``collapse_metrics.partial.json``, and let go of all memory."""
         try:
-            if self.metrics is None and self._measurement is not None and self._partial is not None:
-                self._write_partial(self._partial, self._measurement)
+            found = self._measurement
+            if self.metrics is None and found is not None and found.counts["questions"] and self._partial is not None:
+                self._write_partial(self._partial, found)
         finally:
             self._release(pl_module)
 
@@ -260,12 +260,9 @@ class CollapseCollector(Callback):
         if not (self._whole and measurement.whole):
             log.warning("the run ended amid an update of the collapse statistics; no partial metrics are written")
             return
-        if not measurement.counts["questions"]:
-            return
         try:
             metrics = self.get_collapse_metrics(sync=False)
-            metrics["meta"]["complete"] = False
-            write_json(path, metrics)
+            write_json(path, {**metrics, "meta": {**metrics["meta"], "complete": False}})
         except (UserError, RunError) as error:
             log.warning("no partial collapse metrics: %s", error)  # the run has an error of its own to tell of
             return

@@ -41,6 +41,12 @@ class LoneSurrogate(Exception):
     """Half a surrogate pair was met; who knows the whole text says where."""
 
 
+def not_unicode(text: str) -> ValueError:
+    """The error for a text with half a surrogate pair; names the position of the first."""
+    at = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    return ValueError(f"not valid Unicode at position {at}: half a surrogate pair, U+{ord(text[at]):04X}")
+
+
 class Rules(ABC):
     """What one configuration does with characters."""
 

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 #: Where facts about characters come from, see `lit_hass.tokenization.characters`.
 Tables = Literal["bert", "python"]
 
+#: Characters of the longest word that BERT's tokenizer takes apart.
+BERT_MAX_CHARS = 100
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -54,7 +57,7 @@ class WordPieceConfig:
     lowercase: bool = True
     strip_accents: bool | None = None
     chinese_chars: bool = True
-    max_chars: int = 100
+    max_chars: int = BERT_MAX_CHARS
     tables: Tables = "bert"
 
     def __post_init__(self) -> None:

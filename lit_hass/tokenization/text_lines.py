@@ -15,11 +15,13 @@ def read_lines(name: str, errors: str = "strict") -> Iterator[str]:
         errors: as for `open`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no standard input.
         IsADirectoryError: it is a folder.
         ValueError: not UTF-8, with file, line and byte.
     """
     if name == "-":
+        if sys.stdin is None:  # closed by who called, as with <&-
+            raise FileNotFoundError("standard input: closed")
         yield from _lines(sys.stdin.buffer, "standard input", errors)
         return
     path = Path(name)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lit_hass.tokenization.characters import CharacterTable
+from lit_hass.tokenization.characters import CharacterTable, LoneSurrogate, not_unicode
 from lit_hass.tokenization.matching import PieceMatcher
 
 
@@ -52,13 +52,19 @@ def text_statistics(texts: Iterable[str], table: CharacterTable, matcher: PieceM
     """Count over texts; special tokens in them are ordinary text.
 
     Raises:
-        LoneSurrogate: a text has half a surrogate pair.
+        TypeError: a text is no str; names its position among them.
+        ValueError: a text has half a surrogate pair; names both positions.
     """
     number = size = stretches = 0
     words: Counter[str] = Counter()
-    for text in texts:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i}: expected str, got {type(text).__name__}")
         number += 1
-        words.update(table.words(text))
+        try:
+            words.update(table.words(text))
+        except LoneSurrogate:
+            raise ValueError(f"text {i}: {not_unicode(text)}") from None
         size += len(text.encode("utf-8"))
         stretches += len(text.split())
     pieces = unknown = overlong = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_hass.tokenization.characters import CharacterTable, LoneSurrogate
-from lit_hass.tokenization.config import SpecialTokens, Tables, WordPieceConfig
+from lit_hass.tokenization.characters import CharacterTable, LoneSurrogate, not_unicode
+from lit_hass.tokenization.config import BERT_MAX_CHARS, SpecialTokens, Tables, WordPieceConfig
 from lit_hass.tokenization.decoding import join_pieces
 from lit_hass.tokenization.matching import PieceMatcher, StretchCache, WordCache
 from lit_hass.tokenization.offsets import align
@@ -18,7 +19,7 @@ from lit_hass.tokenization.text_statistics import TextStatistics, text_statistic
 from lit_hass.tokenization.vocabulary import check_pieces, check_special_tokens, read_vocabulary, write_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
+    from transformers import PreTrainedTokenizerFast
 
 
 class WordPieceTokenizer:
@@ -116,7 +117,7 @@ class WordPieceTokenizer:
                 chain.from_iterable(map(stretches.__getitem__, text.replace("\n", " ").replace("\t", " ").split(" ")))
             )
         except LoneSurrogate:
-            raise _not_unicode(text) from None
+            raise not_unicode(text) from None
         if max_length is not None:
             ids = ids[: self._room(max_length, add_special_tokens)]
         return [self.cls_id, *ids, self.sep_id] if add_special_tokens else ids
@@ -163,7 +164,7 @@ class WordPieceTokenizer:
         try:
             aligned = align(text, self._table, self._matcher, self._special if allow_special else {})
         except LoneSurrogate:
-            raise _not_unicode(text) from None
+            raise not_unicode(text) from None
         if max_length is not None:
             aligned = aligned[: self._room(max_length, add_special_tokens)]
         if add_special_tokens:
@@ -195,13 +196,14 @@ class WordPieceTokenizer:
         return join_pieces([self._piece(i) for i in numbers if i not in skipped], clean_up)
 
     def stats(self, texts: Iterable[str]) -> TextStatistics:
-        """Count words, pieces, unknown and over-long words of texts (special tokens in them are ordinary text)."""
-        if isinstance(texts, str):
-            raise TypeError("expected several texts, got one str")
-        try:
-            return text_statistics(texts, self._table, self._matcher)
-        except LoneSurrogate:
-            raise ValueError("a text has half a surrogate pair") from None
+        """Count words, pieces, unknown and over-long words of texts (special tokens in them are ordinary text).
+
+        Raises:
+            TypeError, ValueError: as `encode_batch`.
+        """
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"expected several texts, got one {type(texts).__name__}")
+        return text_statistics(texts, self._table, self._matcher)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ``vocab.txt``, whole or not at all.
@@ -218,29 +220,31 @@ class WordPieceTokenizer:
         self._stretches.clear()
         self._plain_stretches.clear()
 
-    def to_hf(self, **settings: Any) -> BertTokenizerFast:
+    def to_hf(self, **settings: Any) -> PreTrainedTokenizerFast:
         """Make the ``transformers`` tokenizer with the same ids, for models and DataModules.
 
         Args:
             **settings: passed on, such as ``model_max_length`` or ``eos_token="[SEP]"`` for a language model.
-        """
-        from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
-        special = self.special_tokens
+        Returns:
+            a ``BertTokenizerFast``. Where ``max_chars`` is not BERT's 100 a plain ``PreTrainedTokenizerFast``: the
+            former has no setting for it and goes back to 100 when it is saved and loaded.
+        """
+        from transformers import BertTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
+
+        roles = {f"{role}_token": token for role, token in asdict(self.special_tokens).items()}
         tokenizer = BertTokenizerFast(
             # As vocab=, never vocab_file=, which transformers 5 ignores without a word.
             vocab=dict(self.vocab),
             do_lower_case=self.config.lowercase,
             strip_accents=self.config.strip_accents,
             tokenize_chinese_chars=self.config.chinese_chars,
-            pad_token=special.pad,
-            unk_token=special.unk,
-            cls_token=special.cls,
-            sep_token=special.sep,
-            mask_token=special.mask,
+            **roles,
             **settings,
         )
-        tokenizer.backend_tokenizer.model.max_input_chars_per_word = self.config.max_chars
+        if self.config.max_chars != BERT_MAX_CHARS:
+            tokenizer.backend_tokenizer.model.max_input_chars_per_word = self.config.max_chars
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **roles, **settings)
         assert len(tokenizer) >= len(self)
         return tokenizer
 
@@ -268,11 +272,6 @@ def _pieces(vocab: str | os.PathLike[str] | Sequence[str] | Mapping[str, int]) -
         pieces = list(vocab)
     check_pieces(pieces)
     return pieces, "vocabulary"
-
-
-def _not_unicode(text: str) -> ValueError:
-    at = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-    return ValueError(f"not valid Unicode at position {at}: half a surrogate pair, U+{ord(text[at]):04X}")
 
 
 def _restore(pieces: list[str], config: WordPieceConfig, special_tokens: SpecialTokens) -> WordPieceTokenizer:

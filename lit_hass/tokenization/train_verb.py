@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from lit_hass.errors import EXIT_OK
+from lit_hass.errors import EXIT_OK, UserError
 from lit_hass.tokenization.merge_order import Score
 from lit_hass.tokenization.progress import bars
 from lit_hass.tokenization.settings_arguments import add_settings, settings
@@ -54,6 +54,9 @@ def train(args: list[str]) -> int:
     options = parser.parse_args(args)
     files = [Path(name) for name in options.files]
     with for_the_person():
+        out = Path(options.out)
+        if any(path.is_file() and out.exists() and path.samefile(out) for path in files):
+            raise UserError(f"{options.out}: --out would replace the text to learn from")
         if options.hf:
             # A file in its place would be found out after the training, and transformers only logs it.
             check_target(Path(options.hf) / "tokenizer.json")

@@ -46,7 +46,7 @@ def count_words(
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: neither str nor path.
-        ValueError: a file is not UTF-8 (path, line and byte), half a surrogate pair in a text, or a str that is the
+        ValueError: a file is not UTF-8 (path, line and byte), half a surrogate pair in a text, or every str is the
             name of a file.
     """
     if errors not in ERRORS:
@@ -83,9 +83,13 @@ def _fitting(words: list[str], config: WordPieceConfig) -> Iterator[str]:
 
 
 def _texts(items: Iterable[str | os.PathLike[str]], errors: str) -> Iterator[tuple[str, int]]:
+    name: str | None = None
+    only_names = True
     for number, item in enumerate(items):
         if isinstance(item, str):
-            _refuse_file_name(item)
+            if only_names:
+                only_names = _is_file_name(item)
+                name = item
             try:
                 size = len(item.encode("utf-8"))
             except UnicodeEncodeError as error:
@@ -95,13 +99,16 @@ def _texts(items: Iterable[str | os.PathLike[str]], errors: str) -> Iterator[tup
             yield from read_blocks(Path(item), errors)
         else:
             raise TypeError(f"text {number}: expected str or Path, got {type(item).__name__}")
+    # Files' names in place of their Paths would silently be trained on as texts. One line of a text may be the name of
+    # a file that happens to be here; all of them are not.
+    if only_names and name is not None:
+        raise ValueError(f"{name!r} is a file; give pathlib.Path({name!r}) to have it read")
 
 
-def _refuse_file_name(text: str) -> None:
-    """A file's name in place of its Path would silently be trained on as a text."""
-    if len(text) < 1024 and "\n" not in text and "\0" not in text and ("." in text or os.sep in text):
-        if not any(character.isspace() for character in text.strip()) and os.path.isfile(text):
-            raise ValueError(f"{text!r} is a file; give pathlib.Path({text!r}) to have it read")
+def _is_file_name(text: str) -> bool:
+    if len(text) >= 1024 or "\n" in text or "\0" in text or not ("." in text or os.sep in text):
+        return False
+    return not any(character.isspace() for character in text.strip()) and os.path.isfile(text)
 
 
 def read_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]:
@@ -121,16 +128,19 @@ def read_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]
         raise IsADirectoryError(f"{path}: a folder; name its files")
     line, at = 1, 0
     with path.open("rb") as file:
-        rest = b""
+        rest: list[bytes] = []
         while block := file.read(BLOCK):
-            block = rest + block
+            # Only what is new is searched: a file without any end would take the square of its size.
             end = _end(block)
-            whole, rest = block[:end], block[end:]
-            if whole:
+            if end:
+                whole = b"".join([*rest, block[:end]])
+                rest.clear()
                 yield _decode(whole, path, line, at, errors), len(whole)
                 line, at = line + whole.count(b"\n"), at + len(whole)
-        if rest:
-            yield _decode(rest, path, line, at, errors), len(rest)
+            rest.append(block[end:])
+        last = b"".join(rest)
+        if last:
+            yield _decode(last, path, line, at, errors), len(last)
 
 
 def _end(block: bytes) -> int:

@@ -36,7 +36,7 @@ def answered(folder) -> int:
 @pytest.mark.ddp
 @pytest.mark.parametrize(
     ("questions", "batch", "drafts"),
-    [(5, 4, True), (1, 1, False), pytest.param(7, 1, True, marks=pytest.mark.slow),
+    [(5, 4, True), pytest.param(1, 1, False, marks=pytest.mark.slow), pytest.param(7, 1, True, marks=pytest.mark.slow),
      pytest.param(7, 4, False, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_two_ranks_one_of_them_with_less_or_nothing(process, tiny_base, tmp_path, draft, questions, batch, drafts):  # noqa: F811
@@ -78,7 +78,7 @@ def test_killed_and_resumed(process, tiny_base, tmp_path, draft, worlds, batch, 
     assert first["token_metrics"].keys() == second["token_metrics"].keys() and first["chunks"] == second["chunks"]
 
 
-@pytest.mark.parametrize("which", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("which", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_signal_ends_in_order_and_the_run_resumes(process, tiny_base, tmp_path, which):  # noqa: F811
     path = ask(tmp_path, 60)
     args = arguments(tiny_base, path, config_file(tmp_path), *VERSION)

@@ -167,17 +167,10 @@ def test_two_ranks_score_what_one_does(process, door, base, tmp_path, pages) -> 
     assert sums[0] == pytest.approx(sums[1], rel=1e-9)
 
 
-#: Ctrl-C as in a terminal, also where the tests themselves run in the background, whose processes ignore it.
-INTERRUPTIBLE = (
-    "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from lit_hass.__main__ import main\nsys.exit(main(sys.argv[1:]))"
-)
-
-
 @pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_no_result(process, base, text, tmp_path, ending) -> None:
     run = process(args(base, text, "--data.window", 32, "--data.batch_tokens", 1, "--data.stride", 1,
-                       "--data.protocols", "[strided]"), ["-c", INTERRUPTIBLE])  # fmt: skip
+                       "--data.protocols", "[strided]"))  # fmt: skip
     run.wait_for(lambda: (tmp_path / RUN / "config.yaml").exists() and "loaded" in run.text())
     if ending == signal.SIGKILL:
         run.kill()

@@ -115,8 +115,12 @@ def test_batch_of_another_type(own):
         own.encode_batch(["a", b"b"])
     with pytest.raises(ValueError, match="text 2: not valid Unicode at position 1"):
         own.encode_batch(["a", "b", "c\udc00"])
-    with pytest.raises(TypeError, match="several texts"):
-        own.stats("ab")
+    for one in ("ab", b"ab"):
+        with pytest.raises(TypeError, match="several texts"):
+            own.stats(one)
+    for value in (None, b"ab"):
+        with pytest.raises(TypeError, match="text 1: expected str, got"):
+            own.stats(["a", value])
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_with_offsets", "tokenize"])
@@ -127,8 +131,8 @@ def test_half_a_surrogate_pair(own, method, text, at):
     # and it stays refused
     with pytest.raises(ValueError, match=f"not valid Unicode at position {at}: "):
         getattr(own, method)(text)
-    with pytest.raises(ValueError, match="surrogate"):
-        own.stats([text])
+    with pytest.raises(ValueError, match=f"text 1: not valid Unicode at position {at}: "):
+        own.stats(["a", text])
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_with_offsets"])
@@ -222,6 +226,11 @@ def test_name_of_a_file_instead_of_its_path(tmp_path):
     with pytest.raises(ValueError, match="is a file; give pathlib.Path"):
         train_wordpiece([str(path)], 100)
     assert "abc" in train_wordpiece([path], 100)
+    with pytest.raises(ValueError, match="is a file; give pathlib.Path"):
+        train_wordpiece([path, str(path)], 100)
+    # A text of many lines may well have one that is the name of some file here.
+    assert "abc" in train_wordpiece([str(path), "abc abc"], 100)
+    assert "abc" in train_wordpiece(["abc abc", str(path)], 100)
 
 
 def test_text_file_that_is_not_utf8(tmp_path, monkeypatch):

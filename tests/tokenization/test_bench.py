@@ -1,10 +1,13 @@
 """The benchmark: what it counts is right, what it times is interleaved, and the speed that is claimed is there."""
 
 import gc
+import io
 import json
 import math
 import os
 import platform
+import sys
+import threading
 
 import pytest
 
@@ -16,6 +19,7 @@ from lit_hass.tokenization.bench.run import processor, run_benchmark
 from lit_hass.tokenization.bench.sentences import compare_sentences, lines
 from lit_hass.tokenization.bench.timing import one_thread, take_turns
 from lit_hass.tokenization.bench.view import notes, speed_rows, to_markdown
+from lit_hass.tokenization.progress import still_bar
 from tests.tokenization.test_training import standard_library_text
 
 
@@ -91,6 +95,38 @@ def test_states_of_the_caches(pair, text):
     assert primed < set(own._stretches)
     assert primed == {s for line in text[0][:50] for s in line.split(" ") if len(s) <= 48}
     assert "own_primed" not in {c.key for c in contenders(own, bpe, text[1][:50], [])}
+
+
+def test_others_are_warm_too(pair):
+    """What is called warm has met the texts right before it is timed, ours and theirs."""
+    met = []
+
+    class Watched:
+        def encode(self, text):
+            met.append(text)
+            return pair[1].encode(text)
+
+        def encode_batch_fast(self, texts):
+            met.extend(texts)
+            return pair[1].encode_batch_fast(texts)
+
+    by_key = {c.key: c for c in contenders(pair[0], Watched(), ["one", "two"], [])}
+    for key in ("bpe_single", "bpe_batch"):
+        by_key[key].prepare()
+        assert met == ["one", "two"]
+        met.clear()
+
+
+def test_the_timing_bar_has_no_thread(monkeypatch):
+    """A thread that draws would be timed with whatever runs beside it."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    before = threading.active_count()
+    with still_bar("timing", 4) as advance:
+        for done in range(1, 5):
+            advance(done)
+            assert threading.active_count() == before
+            assert f"{25 * done}%" in sys.stderr.getvalue()
 
 
 def test_turns_alternate_and_the_collector_comes_back():

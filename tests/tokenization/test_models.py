@@ -1,7 +1,8 @@
 """The transformers tokenizer made by `to_hf`: padding, tensors, a model, and a DataModule."""
 
+import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from lit_hass.data import TextDataModule
 from lit_hass.tokenization import WordPieceTokenizer, train_wordpiece
@@ -27,6 +28,20 @@ def test_batches_for_a_model():
             ids = torch.tensor([own.encode(text)])
             alone = model(input_ids=ids).last_hidden_state[0]
             torch.testing.assert_close(together[i, : ids.shape[1]], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_chars": 7}, {"max_chars": 300}], ids=str)
+def test_saved_and_loaded_it_gives_the_same_ids(settings, tmp_path):
+    own = WordPieceTokenizer(train_wordpiece(corpora()["english"], 400, **settings), **settings)
+    made = own.to_hf(eos_token="[SEP]")
+    assert isinstance(made, BertTokenizerFast) is not bool(settings)
+    made.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*corpora()["english"], "eeeeeeee", "e" * 101, "e" * 301, "a [MASK]"]
+    assert [loaded(text)["input_ids"] for text in texts] == own.encode_batch(texts)
+    assert own.stats(texts).overlong > 0
+    assert (loaded.eos_token_id, loaded.pad_token_id, loaded.mask_token_id) == (own.sep_id, own.pad_id, own.mask_id)
+    assert loaded.decode(own.encode("The tree."), skip_special_tokens=True) == "the tree."
 
 
 def test_blocks_of_a_data_module(tmp_path):

@@ -148,9 +148,13 @@ def test_a_file_that_is_one_line_without_blanks_is_read_in_blocks(tmp_path: Path
     assert sum(sizes) == source.stat().st_size and max(sizes) < 600
     counts = word_counts.count_words([source], WordPieceConfig())
     assert counts == wanted and counts["\u6f22"] == counts["minified"] == 50
-    # Nothing to cut at: the file is one block, and its word too long.
+    # Nothing to cut at: the file is one block, and its word too long. No byte is searched twice.
+    searched = []
+    end = word_counts._end
+    monkeypatch.setattr(word_counts, "_end", lambda block: searched.append(len(block)) or end(block))
     source.write_text("x" * 5000 + " y", encoding="utf-8")
     assert word_counts.count_words([source], WordPieceConfig()) == {"y": 1}
+    assert sum(searched) == source.stat().st_size
     assert word_counts.count_words([source], WordPieceConfig(max_chars=5000)) == {"x" * 5000: 1, "y": 1}
 
 

@@ -131,6 +131,7 @@ def test_per_sentence(door, text):  # noqa: F811
         == 3
     )
     assert "Sentence: The tree fell unexpectedly short." in result.out
+    assert "3 of the 3 timed lines are in the training text" in result.out
     assert "  3 lines" not in result.out and "\n3 lines, " in result.out
 
 
@@ -176,6 +177,10 @@ def test_encoding_imports_nothing_heavy(vocab, tmp_path):
         (["bench", "--text", "TEXT", "--limit", "0"], "--limit"),
         (["bench", "--text", "TEXT", "--vocab", "VOCAB", "--vocab-size", "600"], "either --vocab or --vocab-size"),
         (["bench", "--text", "TEXT", "--vocab", "SMALL"], "too small to compare"),
+        (["bench", "--text", "TEXT", "--vocab-size", "0"], "vocab_size 0 is below"),
+        (["bench", "--text", "TEXT", "--vocab", ""], ".: a folder"),
+        (["bench", "--text", "TEXT", "--train-text", "EMPTY"], "empty.txt: no line"),
+        (["train", "TEXT", "--out", "TEXT", "--vocab-size", "600"], "my.txt: --out would replace the text"),
     ],
 )
 def test_refused_in_one_line(door, text, vocab, tmp_path, args, named):  # noqa: F811
@@ -202,6 +207,18 @@ def test_text_that_is_not_utf8_on_the_standard_input(door, vocab, monkeypatch): 
     assert result.status == 2 and "standard input:2: not UTF-8 (invalid start byte at byte 6)" in result.err
     give(monkeypatch, b"fine\nb\xff\n")
     assert door("wordpiece", "encode", "--vocab", vocab, "-", "--errors", "ignore").status == 0
+
+
+def test_closed_standard_input(door, vocab, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(sys, "stdin", None)
+    result = door("wordpiece", "encode", "--vocab", vocab)
+    assert result.status == 2 and "lit-hass: error: standard input: closed" in result.err
+
+
+def test_a_line_of_the_text_may_be_the_name_of_a_file(door, text):  # noqa: F811
+    lines = ["my.txt", *text.read_text(encoding="utf-8").splitlines()]
+    text.write_text("\n".join([*lines, "my.txt", *lines]), encoding="utf-8")
+    assert door("wordpiece", "bench", "--text", text, "--vocab-size", 600, "--repeats", 1, "--limit", 2).status == 0
 
 
 def test_a_full_disk_is_a_failed_run(door, text):  # noqa: F811

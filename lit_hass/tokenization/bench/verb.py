@@ -18,7 +18,7 @@ from lit_hass.tokenization.bench.run import run_benchmark
 from lit_hass.tokenization.bench.sentences import compare_sentences, lines
 from lit_hass.tokenization.bench.timing import one_thread
 from lit_hass.tokenization.bench.view import print_result, to_markdown
-from lit_hass.tokenization.progress import bar
+from lit_hass.tokenization.progress import bar, still_bar
 from lit_hass.tokenization.settings_arguments import add_settings, settings, warn_of_capitals
 from lit_hass.tokenization.text_lines import read_lines
 from lit_hass.tokenization.tokenizer import WordPieceTokenizer
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 #: Of a text without a training text beside it, what is trained on; the rest is timed.
 TRAIN_SHARE = 0.8
+_VOCAB_SIZE = 8000
+# Any text has some lines twice, headings and blank phrases; above this share of them it is told.
+_MOST_AGAIN = 0.1
 # A vocabulary is mostly special tokens and bytes below this.
 _SMALLEST_BPE = 300
 
@@ -59,7 +62,7 @@ def bench(args: list[str]) -> int:
         help="what vocabularies are trained on (default: the first 80%% of the lines of --text; the rest is timed)",
     )
     parser.add_argument("--vocab", help="a vocab.txt (default: trained on the training text)")
-    parser.add_argument("--vocab-size", type=int, help="without --vocab (default: 8000)")
+    parser.add_argument("--vocab-size", type=int, help=f"without --vocab (default: {_VOCAB_SIZE})")
     parser.add_argument("--repeats", type=int, default=5, help="passes of each contender (default: %(default)s)")
     parser.add_argument(
         "--per-sentence", action="store_true", help="print ids, pieces, both times and the running average of each line"
@@ -75,7 +78,7 @@ def bench(args: list[str]) -> int:
         raise UserError(f"--repeats must be at least 1, found {options.repeats}")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit must be at least 1, found {options.limit}")
-    if options.vocab and options.vocab_size:
+    if options.vocab is not None and options.vocab_size is not None:
         raise UserError("give either --vocab or --vocab-size")
     with for_the_person(), one_thread():
         return _bench(options)
@@ -84,7 +87,10 @@ def bench(args: list[str]) -> int:
 def _bench(options: argparse.Namespace) -> int:
     train_texts, texts = _texts(options)
     how = settings(options)
-    vocab = options.vocab or train_wordpiece(train_texts, options.vocab_size or 8000, **how, show=bar)
+    vocab = options.vocab
+    if vocab is None:
+        size = _VOCAB_SIZE if options.vocab_size is None else options.vocab_size
+        vocab = train_wordpiece(train_texts, size, **how, show=bar)
     own = WordPieceTokenizer(vocab, **how)
     warn_of_capitals(own.pieces, own.special_tokens.tokens, not options.cased)
     if len(own) < _SMALLEST_BPE:
@@ -98,15 +104,8 @@ def _bench(options: argparse.Namespace) -> int:
     if options.per_sentence:
         for times in compare_sentences(own, bpe, texts):
             sys.stdout.write("\n".join(lines(times)) + "\n\n")
-    result = run_benchmark(own, bpe, texts, train_texts, options.repeats, bar)
-    if options.vocab:
-        result["notes"] = [
-            "The WordPiece vocabulary was given: its tokens compare with the BPE's only if it learnt from the same "
-            "training text, and its fertility flatters it if it has seen the timed text."
-        ]
-    if bpe.get_vocab_size() < len(own):
-        note = f"The training text was too short for a BPE of {len(own)} pieces; it has {bpe.get_vocab_size()}."
-        result["notes"] = [*result.get("notes", []), note]
+    result = run_benchmark(own, bpe, texts, train_texts, options.repeats, still_bar)
+    result["notes"] = _notes(options, train_texts, texts, len(own), bpe.get_vocab_size())
     _write(Path(options.out), result)
     # Piped, a table must not be squeezed into 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -130,8 +129,33 @@ def _texts(options: argparse.Namespace) -> tuple[list[str], Sequence[str]]:
         cut = round(len(texts) * TRAIN_SHARE)
         train, texts = texts[:cut], texts[cut:]
     if not train or not texts:
+        if options.train_text:
+            empty = options.text if train else options.train_text
+            raise UserError(f"{empty}: no line that is not blank")
         raise UserError(f"{options.text}: too few lines to train on some and to time others")
     return train, texts[: options.limit]
+
+
+def _notes(
+    options: argparse.Namespace, train_texts: Sequence[str], texts: Sequence[str], pieces: int, bpe_pieces: int
+) -> list[str]:
+    """What makes the vocabularies or the states of the caches less comparable than the table looks."""
+    notes = []
+    if options.vocab is not None:
+        notes.append(
+            "The WordPiece vocabulary was given: its tokens compare with the BPE's only if it learnt from the same "
+            "training text, and its fertility flatters it if it has seen the timed text."
+        )
+    if bpe_pieces < pieces:
+        notes.append(f"The training text was too short for a BPE of {pieces} pieces; it has {bpe_pieces}.")
+    known = set(train_texts)
+    again = sum(text in known for text in texts)
+    if again > _MOST_AGAIN * len(texts):
+        notes.append(
+            f"{again:,} of the {len(texts):,} timed lines are in the training text, too: they flatter both "
+            "vocabularies, and to them primed is warm."
+        )
+    return notes
 
 
 def _write(folder: Path, result: dict[str, object]) -> None:
