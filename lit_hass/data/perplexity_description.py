@@ -78,7 +78,8 @@ def _ladder(data: PerplexityDataModule) -> dict[str, Any] | None:
             same = data.plan.same_windows(first + index, rungs[-1]["plan"])
             if same and known == {name: rungs[-1][name] for name in known}:
                 continue
-        rungs.append({"switch": rung.switch, "plan": first + index, "text_tokens": plan.text_tokens, **known})
+        sizes = {"text_tokens": plan.text_tokens, "whole_text": plan.whole_text}
+        rungs.append({"switch": rung.switch, "plan": first + index, **sizes, **known})
     return {"from": data.ladder_ends[0], "to": data.ladder_ends[1], "rungs": rungs}
 
 

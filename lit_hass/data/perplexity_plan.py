@@ -158,12 +158,11 @@ class EvaluationPlan:
                     targets = sequence.ids[window.targets.start : window.targets.stop]
                     counts["bos_targets"] += int((targets == self.bos).sum())
             counts["empty_documents"] += not planned
-            read = planned[-1].stop + 1 if planned else 0
-            rest = len(sequence) - read
-            counts["dropped"] += rest
-            # A prefix is no text, so nothing of the text is missing where it is not scored.
+            # A prefix is no text, so nothing of the text is missing where it is not scored or not even read.
             special = 1 if recipe.special in ("prefix", "both") else 0
-            counts["unscored"] += read - sum(window.scored for window in planned) - (special if planned else 0)
+            read = planned[-1].stop + 1 if planned else special
+            counts["dropped"] += len(sequence) - read
+            counts["unscored"] += read - sum(window.scored for window in planned) - special
         paged = all(sequence.pages is not None for sequence in sequences)
         return RecipePlan(
             recipe,

@@ -29,6 +29,8 @@ Layout = Literal["wikitext", "documents", "c4", "ptb"]
 
 _C4_TEXTS, _C4_WINDOWS = 1100, 256
 _COLUMNS = ("page", "text", "sentence")
+#: No data set of the hub is looked for under names that end so.
+_FILES = (".txt", ".raw", ".tokens", ".md", ".json", ".jsonl", ".parquet")
 #: Hub sets by name: subset, split, column, layout and data file, where nothing else is asked for.
 _HUB: dict[str, dict[str, Any]] = {
     "Salesforce/wikitext": {"subset": "wikitext-2-raw-v1", "split": "test", "layout": "wikitext"},
@@ -129,7 +131,7 @@ def read_text(
         if path.suffix == ".parquet":
             return _of_table(source, _parquet_column(path, column), layout, None)
         return _of_file(source, path, layout)
-    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _FILES:
         return _of_hub(source, layout, subset, split, column)
     raise UserError(f"{source}: no such file, and no name of a data set of the hub (OWNER/NAME)")
 
@@ -157,6 +159,11 @@ def _of_table(
     name: str, found: tuple[str, list[str]], layout: Layout | Literal["auto"], split: str | None
 ) -> PerplexityText:
     column, values = found
+    for row, value in enumerate(values):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise UserError(f"{name}: row {row} of column {column!r} has half a surrogate pair, no text") from error
     if any("\r" in value for value in values):
         raise UserError(f"{name}: column {column} has carriage returns; rows and pages end with \\n alone")
     lines = all("\n" not in value.removesuffix("\n") for value in values)
@@ -254,8 +261,9 @@ def _of_hub(
     # What the client raises for a set, a subset or a split that is not there, and for a hub that does not answer.
     except (DatasetsError, OSError, ValueError, RuntimeError, NotImplementedError) as error:
         cause = " ".join(str(error).split())[:300]
+        what = "the folder" if Path(name).is_dir() else "there is no such file, and the data set of that name"
         raise UserError(
-            f"{name}: the data set cannot be loaded: {cause} (offline, a set of the hub must be in the cache already)"
+            f"{name}: {what} cannot be loaded: {cause} (offline, a set of the hub must be in the cache already)"
         ) from error
     column = column or _choose(name, table.column_names)
     if column not in table.column_names:

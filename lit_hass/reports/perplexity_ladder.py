@@ -66,9 +66,13 @@ def _finite(*ends: dict[str, Any]) -> bool:
 
 def _rung(rung: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     nll, scored, words = outcome["nll"], outcome["tokens_scored"], outcome["words"]
+    estimated = rung["unit"] == "word" and not rung["whole_text"]
+    tokens = rung["text_tokens"] if estimated else scored
     if rung["mean"] == "texts":
         value = outcome["mean_document_ppl"]
         logarithm = math.log(value) if value > 0 else math.nan
+    elif estimated:  # as if the tokens that are not scored were as hard as the others; so is what is printed
+        logarithm = ratio(nll, scored) * ratio(tokens, words)
     else:
         logarithm = ratio(nll, words if rung["unit"] == "word" else scored)
     return {
@@ -78,7 +82,7 @@ def _rung(rung: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
         "windows": outcome["windows"],
         "unit": rung["unit"],
         "mean": rung["mean"],
-        "tokens_per_word": ratio(scored, words),
+        "tokens_per_word": ratio(tokens, words),
         "ppl": exp(logarithm),
         "ln_ppl": logarithm,
     }
@@ -86,7 +90,9 @@ def _rung(rung: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(ladder: dict[str, Any], start: dict[str, Any], goal: dict[str, Any], unit: float, total: float) -> str:
     ends = f"{ladder['from']} {_shown(start)} and {ladder['to']} {_shown(goal)}"
-    if not total or not math.isfinite(total):
+    if not math.isfinite(total):
+        return f"the gap between {ends} is no finite number, and what the unit is of it cannot be said"
+    if not total:
         return f"between {ends} there is no gap to explain"
     if not unit:
         return f"{ends} are in one unit; their gap of {total:+.4f} in ln PPL is all protocol"

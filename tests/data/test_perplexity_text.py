@@ -144,7 +144,9 @@ def test_bad_input(tmp_path) -> None:
     assert "give --data.column" in bad(tmp_path, "a.jsonl", b'{"words": "a"}\n')
     assert "no string" in bad(tmp_path, "a.jsonl", b'{"text": 5}\n')
     assert "parquet" in bad(tmp_path, "a.parquet", b"nothing of the kind")
-    with pytest.raises(UserError, match="no such file"):
-        read_text("nowhere.txt")
+    assert "row 1 of" in bad(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n')
+    for name in ("nowhere.txt", "texts/nowhere.txt"):  # the second is no data set either
+        with pytest.raises(UserError, match="no such file, and no name"):
+            read_text(name)
     with pytest.raises(UserError, match="cannot be loaded"):  # offline, as all tests are
         read_text("Salesforce/wikitext")

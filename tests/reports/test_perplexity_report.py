@@ -83,6 +83,15 @@ def test_any_ladder_sums_exactly_to_the_log_ratio(base, text, ends) -> None:
     assert ("is the unit" in summary["answer"]) == ("word_ppl" in units)
 
 
+def test_a_ladder_to_an_estimate_adds_up_too(base, text) -> None:
+    for settings in ({}, {"protocols": ["document", "lm_eval_wikitext"], "document_bos": False}):
+        report, _, _ = report_of(base, text, bos_policy="none", **settings)
+        words = report["protocols"]["lm_eval_wikitext"]
+        assert words["printed"] == {"unit": "word_ppl_est", "value": words["word_ppl_est"]}
+        assert report["ladder"][-1]["ppl"] == pytest.approx(words["word_ppl_est"], rel=1e-12)
+        assert report["ladder_summary"]["sum"] == pytest.approx(report["ladder_summary"]["ln_ratio"], abs=1e-12)
+
+
 def test_the_free_division_is_exact_too(base, text) -> None:
     report, _, _ = report_of(base, text)
     [gap] = report["gaps"]
@@ -136,6 +145,8 @@ def test_warnings_of_windows_and_tails(base, text, tmp_path) -> None:
     assert str(report["protocols"]["lm_eval_wikitext"]["longest_text"]) in text_of["short_text"]
     assert not {code for code, _ in codes(report)} & {"few_documents", "dropped"}
     tokens = report["protocols"]["wanda"]["text_tokens"] + 1
+    just, _, _ = report_of(base, short, window=tokens, allow_longer=True)
+    assert ("short_text", "wanda") not in codes(just) and just["protocols"]["wanda"]["windows"] == 1
     window = tokens // 2 + 3  # nearly half of it is behind the last full window
     dropped, _, _ = report_of(base, short, window=window, allow_longer=True)
     [told] = [w["text"] for w in dropped["warnings"] if w["code"] == "dropped"]
@@ -159,6 +170,10 @@ def test_warnings_of_the_text(base, tmp_path) -> None:
     empty.write_text('{"text": "<s> one\\ntwo"}\n{"text": ""}\n{"text": "three\\nfour"}\n')
     report, _, _ = report_of(base, empty, protocols=["lm_eval_wikitext"], bos_policy="single")
     assert ("empty_documents", "lm_eval_wikitext") in codes(report)
+    # Its one word counts, as in the harness; its prefix is no text that was dropped.
+    found = report["protocols"]["lm_eval_wikitext"]
+    assert found["words"] == 5 and found["tokens_dropped"] == 0 and found["ln_word_ppl_se"] is not None
+    assert found["word_ppl"] == pytest.approx(math.exp(found["nll"] / 5)) and found["word_ppl_est"] is None
 
 
 def test_warnings_of_the_model_and_of_numbers(base, text) -> None:
@@ -172,6 +187,7 @@ def test_warnings_of_the_model_and_of_numbers(base, text) -> None:
     assert report["protocols"]["lm_eval_wikitext"]["word_ppl"] == math.inf  # no OverflowError
     assert {("overflow", "lm_eval_wikitext"), ("not_finite", "wanda")} <= codes(report)
     assert ladder_figure(report) is not None and "inf" in to_markdown(report)
+    assert "no finite number" in report["ladder_summary"]["answer"]
 
 
 def test_numbers() -> None:

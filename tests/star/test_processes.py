@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,9 @@ def test_a_second_loop_in_the_same_folder_is_refused(process, known, tmp_path) -
     out = tmp_path / "loop"
     first = process(arguments(known, out))
     first.wait_for((out / "run.lock").exists)
+    first.process.send_signal(signal.SIGSTOP)  # it would be done before the second has started
     second = process(arguments(known, out))
     assert second.wait() == 2 and "another run is writing here" in second.text()
+    first.process.send_signal(signal.SIGCONT)
     assert first.wait() == 0, first.text()
     shutil.rmtree(out)
