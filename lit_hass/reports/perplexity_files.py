@@ -12,6 +12,7 @@ from typing import Any
 from lit_hass.errors import UserError
 from lit_hass.records import ensure_writable, read_objects, to_json, write_json, write_lines, write_text
 from lit_hass.records.atomic import write_bytes
+from lit_hass.reports.perplexity_rows import UNIT_NAMES
 from lit_hass.reports.perplexity_view import to_markdown
 
 RESULT, DOCUMENTS, PAGE, PICTURE = (
@@ -75,6 +76,40 @@ def is_perplexity_run(path: str | os.PathLike[str]) -> bool:
     return path.name == RESULT and path.is_file() or (path / RESULT).is_file()
 
 
+def _number(holder: dict[str, Any], *names: str) -> bool:
+    """Whether all of these are there, as numbers or as null (what JSON has for one that is not finite)."""
+    return all(name in holder and isinstance(holder[name], int | float | None) for name in names)
+
+
+def _is_report(report: Any) -> bool:
+    """Whether something read from a file has what a comparison looks at."""
+    parts = ("protocols", "text", "tokenizer", "model")
+    if not isinstance(report, dict) or not all(isinstance(report.get(name), dict) for name in parts):
+        return False
+    text, tokenizer, gaps = report["text"], report["tokenizer"], report.get("gaps")
+    if not {"sha256", "name"} <= text.keys() or "base" not in report["model"] or "sha256" not in tokenizer:
+        return False
+    if not isinstance(tokenizer.get("vocabulary"), int) or not isinstance(gaps, list):
+        return False
+    numbers = ("effective_exponent", "tokens_per_word", "ln_ratio")
+    if not all(isinstance(gap, dict) and {"from", "to"} <= gap.keys() and _number(gap, *numbers) for gap in gaps):
+        return False
+    return all(isinstance(protocol, dict) and _is_protocol(protocol) for protocol in report["protocols"].values())
+
+
+def _is_protocol(protocol: dict[str, Any]) -> bool:
+    units = ("token_ppl", "word_ppl", "byte_ppl")
+    printed, card = protocol.get("printed"), protocol.get("card")
+    return (
+        _number(protocol, "nll", *units, "word_ppl_est", "byte_ppl_est", "tokens_per_word")
+        and isinstance(printed, dict)
+        and printed.get("unit") in UNIT_NAMES
+        and _number(printed, "value")
+        and isinstance(card, dict)
+        and "fingerprint" in protocol
+    )
+
+
 def read_perplexity(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Read a run back.
 
@@ -93,13 +128,13 @@ def read_perplexity(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    needed = ("protocols", "text", "tokenizer", "model")
-    if not isinstance(report, dict) or not all(isinstance(report.get(name), dict) for name in needed):
+    if not _is_report(report):
         raise UserError(f"{file}: is no result of a perplexity run")
     documents: dict[str, list[dict[str, Any]]] = {}
     for line, entry in read_objects(folder / DOCUMENTS, "file of documents"):
-        if not {"protocol", "nll", "tokens"} <= entry.keys():
-            raise UserError(f"{folder / DOCUMENTS}:{line}: needs protocol, nll and tokens")
+        counts = [entry.get("tokens"), *(entry[unit] for unit in ("words", "bytes") if unit in entry)]
+        if "protocol" not in entry or not _number(entry, "nll") or not all(isinstance(n, int) for n in counts):
+            raise UserError(f"{folder / DOCUMENTS}:{line}: needs protocol, nll and tokens, and numbers in them")
         documents.setdefault(str(entry["protocol"]), []).append(entry)
     for name, protocol in report["protocols"].items():
         sums = [entry["nll"] for entry in documents.get(name, [])]

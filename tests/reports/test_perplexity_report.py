@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import math
 import re
 
@@ -172,8 +173,8 @@ def test_warnings_of_the_text(base, tmp_path) -> None:
     assert ("empty_documents", "lm_eval_wikitext") in codes(report)
     # Its one word counts, as in the harness; its prefix is no text that was dropped.
     found = report["protocols"]["lm_eval_wikitext"]
-    assert found["words"] == 5 and found["tokens_dropped"] == 0 and found["ln_word_ppl_se"] is not None
-    assert found["word_ppl"] == pytest.approx(math.exp(found["nll"] / 5)) and found["word_ppl_est"] is None
+    assert found["words"] == 6 and found["tokens_dropped"] == 0 and found["ln_word_ppl_se"] is not None
+    assert found["word_ppl"] == pytest.approx(math.exp(found["nll"] / 6)) and found["word_ppl_est"] is None
 
 
 def test_warnings_of_the_model_and_of_numbers(base, text) -> None:
@@ -276,3 +277,52 @@ def test_a_result_that_is_no_result_is_refused(base, text, tmp_path) -> None:
     write_json(tmp_path / "half" / "perplexity.json", {"protocols": {}})
     with pytest.raises(UserError, match="no result of a perplexity run"):
         compare_perplexity(one, tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    "where", ["gaps", "text.sha256", "model.base", "tokenizer.vocabulary", "protocols.wanda", "protocols.wanda.nll",
+              "protocols.wanda.printed.value", "protocols.wanda.card", "protocols.wanda.token_ppl"]
+)  # fmt: skip
+def test_a_result_that_lacks_something_is_refused(base, text, tmp_path, where: str) -> None:
+    one, other = (write(tmp_path / name, report_of(base, text)) for name in ("one", "other"))
+    file = tmp_path / "other" / "perplexity.json"
+    report = json.loads(file.read_text())
+    *path, last = where.split(".")
+    inner = report
+    for key in path:
+        inner = inner[key]
+    for wrong in ("x", ...):
+        inner[last] = wrong
+        if wrong is ...:
+            del inner[last]
+        elif where in ("text.sha256", "model.base"):
+            continue  # any string will do
+        if where == "protocols.wanda" and wrong is ...:
+            continue  # a run need not have this protocol
+        file.write_text(json.dumps(report))
+        with pytest.raises(UserError, match=r"perplexity\.json: is no result of a perplexity run"):
+            compare_perplexity(one, other)
+
+
+def test_documents_that_are_no_numbers_are_refused(base, text, tmp_path) -> None:
+    one, other = (write(tmp_path / name, report_of(base, text)) for name in ("one", "other"))
+    file = tmp_path / "other" / "perplexity_documents.jsonl"
+    whole = file.read_text()
+    for wrong in ('"nll": "5", "tokens": 3', '"nll": 5.0, "tokens": "3"', '"nll": 5.0, "tokens": 3, "words": "a"'):
+        file.write_text(whole + '{"protocol": "wanda", ' + wrong + "}\n")
+        with pytest.raises(UserError, match=r"documents\.jsonl:9: needs protocol, nll and tokens"):
+            compare_perplexity(one, other)
+
+
+def test_a_unit_beyond_float64_is_named_not_left_out(base, text, tmp_path) -> None:
+    _, description, outcomes = report_of(base, text)
+    for outcome in outcomes:
+        outcome["nll"] *= 100
+        outcome["document_nll"] = [100 * value for value in outcome["document_nll"]]
+    report = perplexity_report(description, outcomes, MODEL)
+    assert report["protocols"]["lm_eval_wikitext"]["word_ppl"] == math.inf
+    one, other = (write(tmp_path / name, (report, description, outcomes)) for name in ("one", "other"))
+    found = compare_perplexity(one, other)
+    assert set(found["protocols"]["lm_eval_wikitext"]["units"]) == {"token", "byte"}
+    assert any("lm_eval_wikitext / word" in note and "float64" in note for note in found["notes"])
+    assert not any("wanda / word" in note for note in found["notes"])
