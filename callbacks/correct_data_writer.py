@@ -77,7 +77,8 @@ class CorrectDataWriter(Callback):
             ensure_writable(place)
             self._lock = FolderLock(place).acquire()
             try:
-                claim(place, _settings(trainer, pl_module, _data(trainer)))
+                folder = PredictionFolder(place)
+                claim(place, _settings(trainer, pl_module, _data(trainer)), (folder.predictions, *folder.shards()))
             except (UserError, RunError):
                 self._release()
                 raise

@@ -85,11 +85,10 @@ class KeptRows:
 
     def _copy(self, shard: SpillShard) -> None:
         groups, keys = shard.index()
-        rows = shard.rows()
         step = max(1, _STEP_NUMBERS // self.num_features)
         for start in range(0, len(groups), step):
-            part = slice(start, start + step)
-            self.add(rows[part], groups[part], keys[part])
+            part = torch.arange(start, min(start + step, len(groups)))
+            self.add(shard.gather(part), groups[part], keys[part])
 
     def remove_given_up(self) -> None:
         """Delete files that nobody needs any more."""
@@ -116,7 +115,7 @@ class KeptRows:
     def gather(self, index: Tensor) -> Tensor:
         """Copies of some rows ``[n, d]``, by their places in `index`."""
         if self._shard is not None:
-            return self._shard.rows()[index]
+            return self._shard.gather(index)
         if self._reservoir is None:
             return torch.empty(0, self.num_features)
         return self._reservoir.gather(index)

@@ -18,8 +18,6 @@ _INDEX_BYTES = 16  # group and key
 class SpillShard:
     """Rows ``[n, d]`` in one file, their groups and keys in another, both raw and little-endian.
 
-    Reads are memory-mapped: the system takes pages in and drops them as it likes.
-
     Args:
         folder: where the files are; it is there.
         name: of the files, without an ending.
@@ -95,6 +93,30 @@ class SpillShard:
         return torch.from_file(str(self.rows_path), shared=False, size=size, dtype=self.dtype).view(
             self._count, self.num_features
         )
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Copies of some rows ``[n, d]``, by their places.
+
+        They are read, not mapped: around each row that is touched the system maps others, up to sixteen pages, which
+        count as this process's memory. Rows that follow each other are read at once.
+        """
+        result = torch.empty(len(index), self.num_features, dtype=self.dtype)
+        if not len(index):
+            return result
+        into: Any = memoryview(result.view(torch.uint8).numpy()).cast("B")
+        breaks = (index.diff() != 1).nonzero()[:, 0] + 1
+        starts = [0, *breaks.tolist(), len(index)]
+        places = index.tolist()
+        with open(self.rows_path, "rb", buffering=0) as file:
+            for start, stop in zip(starts, starts[1:], strict=False):
+                file.seek(places[start] * self._row_bytes)
+                part = into[start * self._row_bytes : stop * self._row_bytes]
+                while part:
+                    read = file.readinto(part)
+                    if not read:
+                        raise RunError(f"{self.rows_path}: was cut off while the run went on")
+                    part = part[read:]
+        return result
 
     def state(self) -> dict[str, Any]:
         """What a snapshot has to know to find the rows again."""

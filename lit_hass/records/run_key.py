@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lit_hass.errors import UserError
@@ -73,12 +74,13 @@ def read_key(folder: str | os.PathLike[str]) -> SavedKey | None:
     return key
 
 
-def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunKey:
+def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any], results: Iterable[Path] = ()) -> RunKey:
     """Start a run in a new folder, or resume in one that has the same settings; for rank 0, holding the lock.
 
     Args:
         folder: The run folder; made if need be.
         settings: What decides the answers: model, draft, tree, sampling, seed, limits, questions.
+        results: What else in the folder only a run can have made, beside its answers and their shards.
 
     Returns:
         The key, which is in the folder now.
@@ -98,7 +100,7 @@ def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunKey
             )
         ensure_writable(run.path)
         return saved
-    present = [path.name for path in (run.answers, *run.shards()) if path.exists()]
+    present = [path.name for path in (run.answers, *run.shards(), *results) if path.exists()]
     if present:
         raise UserError(
             f"{run.path}: holds answers ({', '.join(present)}) but no {run.key.name}, so nobody knows whether they "

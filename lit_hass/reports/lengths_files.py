@@ -12,7 +12,7 @@ from typing import Any
 from lit_hass import __version__
 from lit_hass.errors import UserError
 from lit_hass.models.folders import TOKENIZER_FILES
-from lit_hass.records import to_json, write_text
+from lit_hass.records import ensure_writable, to_json, write_text
 from lit_hass.records.json_lines import read_bytes
 from lit_hass.reports.lengths_recommendation import show_bytes
 
@@ -98,6 +98,9 @@ def write_outputs(report: dict[str, Any], out: str | None, fit_out: str | None, 
     merged = None if write_json is None else _merged(Path(write_json), report["recommendation"])
     # What is no question is not answered by predict.
     shape = predict_config if report["kind"] in ("questions", "commonsense_qa") else fit_config
+    for name in (out, fit_out, write_json):
+        if name is not None:
+            ensure_writable(Path(name).parent)
     for name, make in ((out, shape), (fit_out, fit_config)):
         if name is not None:
             write_text(name, make(report))

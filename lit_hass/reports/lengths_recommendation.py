@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lit_hass.errors import RunError, UserError
-from lit_hass.metrics.functional.token_lengths import LengthHistogram
+from lit_hass.metrics.functional.token_lengths import LengthHistogram, show_length
 from lit_hass.models.memory_estimate import ModelSizes, estimate_memory
 
 #: Lengths are rounded up to a multiple of this.
@@ -84,11 +84,11 @@ def recommend_lengths(
 
 def _censored(answers: LengthHistogram, coverage: float, limit: int | None, prompt: int, context: int | None) -> str:
     hit = limit if limit is not None else int(answers.cut.nonzero()[0].max())
-    known = 1 - answers.cut_rate
-    # Uncut lengths below the first cut one are what they are, so their percentiles hold.
-    held = (
-        f"; {known:.1%} ended by themselves, in {answers.coverage_length(known):.0f} tokens or fewer" if known else ""
-    )
+    held, ended = "", answers.ended.nonzero()[0]
+    if len(ended):
+        # Read off, not asked for as a percentile: 1 - cut_rate is rounded, and may be a share that nothing reaches.
+        longest = show_length(ended[-1] if ended[-1] <= answers.cap else math.inf, answers.cap)
+        held = f"; {1 - answers.cut_rate:.1%} ended by themselves, in {longest} tokens or fewer"
     twice = 2 * hit
     if context is not None and prompt + twice > context:
         room = context - prompt

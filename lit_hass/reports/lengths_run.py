@@ -17,6 +17,7 @@ from lit_hass.reports.lengths_samples import Sample, Samples, turn_id
 @dataclass(frozen=True)
 class _Answer:
     id: str
+    question: str  # the id of its first turn
     text: str
     prompt_tokens: int | None
     tokens: int
@@ -41,16 +42,19 @@ def add_run(samples: Samples, folder: str) -> Samples:
     path = Path(folder)
     answers, failed = _read(path)
     asked = {row.id: row for row in samples.rows}
-    known = [answer for answer in answers if answer.id in asked or ", turn " in answer.id]
+    # A later turn is measured where its question is, whether or not the file knew its prompt.
+    known = [answer for answer in answers if answer.id in asked or answer.question in asked]
     if not any(answer.id in asked for answer in known):
         raise UserError(f"{folder}: none of its {len(answers)} answers is to a question of {samples.file}")
     for answer in known:
         row = asked.get(answer.id)
-        same = row is None or ", turn " in answer.id or answer.prompt_tokens in (None, row.prompt_tokens)
+        later = answer.id != answer.question
+        same = row is None or later or answer.prompt_tokens in (None, row.prompt_tokens)
         if row is not None and not same:
             raise UserError(
                 f"{folder}: question {answer.id} had a prompt of {answer.prompt_tokens} tokens in the run and has "
-                f"{row.prompt_tokens} here; give the run's own --tokenizer, --template, --system-prompt and --n-shot"
+                f"{row.prompt_tokens} here; give the run's own --tokenizer, --template, --system-prompt and --n-shot (where the "
+                "run dropped examples to keep to its max_length, data.on_long, its prompts cannot be measured here)"
             )
     rows = []
     for answer in known:
@@ -96,14 +100,15 @@ def _turns(line: dict[str, Any]) -> Iterable[_Answer | None]:
                 yield None
             else:
                 name = turn_id(line["question_id"], i)
-                yield _Answer(name, turn.text, turn.prompt_tokens, turn.new_tokens, turn.stop_reason == "length")
+                first = turn_id(line["question_id"], 0)
+                yield _Answer(name, first, turn.text, turn.prompt_tokens, turn.new_tokens, turn.stop_reason == "length")
 
 
 def _predictions(path: Path) -> list[_Answer]:
     found = PredictionFolder(path).read()
     if any(one.hinted for one in found):
         raise UserError(f"{path}: its prompts tell the right answer (hints); take the run without")
-    return [_Answer(one.id, one.completion, one.prompt_tokens, one.gen_tokens, one.cut) for one in found]
+    return [_Answer(one.id, one.id, one.completion, one.prompt_tokens, one.gen_tokens, one.cut) for one in found]
 
 
 def _limit(path: Path) -> int | None:

@@ -159,6 +159,13 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
     n = len(samples.rows)
     if n * (1 - options.coverage) < 1 and options.coverage < 1:
         samples.notes.append(f"with {n} prompts, a coverage of {options.coverage:g} is just the longest of them")
+    if options.gen_length is not None and answers.n:
+        whole = int(answers.ended[: options.gen_length + 1].sum()) / answers.n
+        if whole < options.coverage:
+            samples.notes.append(
+                f"gen_length {options.gen_length} is given by hand: of the {answers.n} answers measured, {whole:.1%} "
+                "ended by themselves within it"
+            )
     names = {"prompt": samples.prompts(), "answer": answers, "total": samples.totals()}
     shots = options.n_shot
     # "commonsense_qa" names the shipped examples, but only before questions of that schema.

@@ -156,10 +156,12 @@ def _notes(a: dict[str, Any], b: dict[str, Any], protocols: dict[str, Any], same
     if not same_tokens:
         yield "token perplexities are not compared: the tokenizers differ"
     for name in protocols:
+        pair = [report["protocols"][name] for report in (a, b)]
+        if all(p["printed"]["unit"] == "mean_text_ppl" for p in pair):
+            values = " and ".join(number(p["printed"]["value"]) for p in pair)
+            yield f"{name} prints means of the texts' PPL, {values}; the pairs above are of its token perplexity"
         for unit in ("word", "byte"):
-            # A unit that a protocol does not have is estimated; one that has neither number has an infinite one.
-            pair = [report["protocols"][name] for report in (a, b)]
-            if any(p[f"{unit}_ppl"] is None and p[f"{unit}_ppl_est"] is None for p in pair):
+            if any(p[f"{unit}_ppl"] is None and p["whole_text"] for p in pair):
                 yield f"{name} / {unit} is not compared: the perplexity of a run is beyond float64"
     if any(True for _ in _exponents(a, b)):
         yield _EXPONENT_NOTE

@@ -101,7 +101,8 @@ def _is_protocol(protocol: dict[str, Any]) -> bool:
     units = ("token_ppl", "word_ppl", "byte_ppl")
     printed, card = protocol.get("printed"), protocol.get("card")
     return (
-        _number(protocol, "nll", *units, "word_ppl_est", "byte_ppl_est", "tokens_per_word")
+        _number(protocol, "nll", *units, "tokens_per_word")
+        and isinstance(protocol.get("whole_text"), bool)
         and isinstance(printed, dict)
         and printed.get("unit") in UNIT_NAMES
         and _number(printed, "value")

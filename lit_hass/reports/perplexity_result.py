@@ -100,6 +100,7 @@ def _protocol(planned: dict[str, Any], outcome: dict[str, Any], description: dic
         "mean_text_ppl": outcome["mean_document_ppl"] if mean else None,
         "tokens_per_word": ratio(scored if whole else planned["text_tokens"], words),
         "tokens_per_byte": ratio(scored if whole else planned["text_tokens"], size),
+        "whole_text": whole,
         "documents": sum(tokens > 0 for tokens in outcome["document_tokens"]),
         "document_kind": planned["document_kind"],
         "empty_documents": planned["empty_documents"],

@@ -40,7 +40,7 @@ def star(args: list[str]) -> int:
         _run(settings)
         return EXIT_OK
     with FolderLock(settings.out):
-        claim(settings.out, key)
+        claim(settings.out, key, settings.out.glob("iter_*"))
         write_text(settings.out / "config.yaml", settings.yaml())
         _run(settings)
     return EXIT_OK
@@ -54,7 +54,7 @@ def _check(settings: Settings) -> dict[str, Any]:
     for data in (train, validation):
         data.check(module)
     if settings.hints:
-        settings.hinted_data().check(module)
+        settings.all_hinted().check(module)
     shared = {q.stem for q in train.questions} & {q.stem for q in validation.questions}
     if shared:
         raise UserError(
@@ -70,9 +70,10 @@ def _check(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "restart": settings.restart,
         "keep": settings.keep,
-        "hints": settings.hints,
+        "hints": settings.all_hinted().resume_settings() if settings.hints else None,
         # What the answers of a half-finished training would be otherwise.
         "fit": {k: v for k, v in vars(settings.fit).items() if k != "checkpoint_every"},
+        "precision": settings.trainer.precision,
     }
 
 
@@ -112,7 +113,8 @@ def _generate(settings: Settings, folder: Path, base: str, iteration: int, recor
     first, record["train"] = predict_pass(settings, folder / "train", settings.module(base, iteration), data)
     passes = [first]
     wrong = frozenset(one.id for one in first if not one.correct)
-    if settings.hints and wrong:
+    # None may be left: the examples answer them, or their prompts are too long with a hint.
+    if settings.hints and wrong & {question.id for question in settings.all_hinted().questions}:
         data = settings.hinted_data(wrong)
         hinted, record["hinted"] = predict_pass(settings, folder / "hinted", settings.module(base, iteration), data)
         passes.append(hinted)

@@ -14,6 +14,7 @@ from lit_hass.modules.rationale import RationaleModule
 
 Restart = Literal["base", "previous"]
 Keep = Literal["correct", "unfiltered"]
+Precision = Literal["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass
@@ -69,7 +70,7 @@ class TrainerSettings:
     accelerator: str = "auto"
     devices: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         """Refuse a strategy whose processes share memory."""
@@ -172,6 +173,12 @@ class Settings:
         data.only = only
         data.ask_with_hints()
         return data
+
+    def all_hinted(self) -> CommonsenseQADataModule:
+        """All training questions with hints: one object, read once, which tells what can be asked so."""
+        if "hinted" not in self._data:
+            self._data["hinted"] = self.hinted_data()
+        return self._data["hinted"]
 
     def _make(self, name: str, **changed: Any) -> Any:
         space = self.namespace[name].clone()

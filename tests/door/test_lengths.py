@@ -77,7 +77,7 @@ def test_lengths_are_those_of_predict_and_the_files_are_taken(door, tiny_base, a
     assert "tokenizer: " in text and "sha256" in text and "coverage 0.999" in text and "n 6" in text
     whole = json.loads(Path("cqa.json").read_text())
     assert list(whole) == ["zeta", "max_length", "gen_length", "model_path"] and whole["zeta"] == [1]
-    assert (whole["gen_length"], whole["max_length"]) == (12, whole["max_length"])
+    assert (whole["gen_length"], whole["max_length"]) == (12, -(-max(prompts) // 8) * 8 + 12)
     assert yaml.safe_load(Path("f.yaml").read_text()) == {"data": {"init_args": {"max_length": whole["max_length"]}}}
     again = ("--model.base", tiny_base, "--data.questions", asked, "--model.warmup", 0)
     result = door("predict", "-c", CONFIG, "-c", "l.yaml", *again, "--trainer.logger.init_args.version", 1)
@@ -167,6 +167,7 @@ def test_a_run_of_rationales(door, tiny_base, tmp_path):
         "lengths", *args, "--run", "logs/qa/version_0", "--gen-length", 12, "--memory", "2MiB", "--out", "l.yaml"
     )
     assert result.status == 0, result.err
+    assert "gen_length 12 is given by hand: of the 7 answers measured" in result.out.replace("\n", " ")
     assert "37 of 44 prompts have no answer in the run" in result.out.replace("\n", " ")
     found = yaml.safe_load(Path("l.yaml").read_text())
     assert found["model"]["init_args"] == {"max_new_tokens": 12}

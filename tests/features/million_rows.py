@@ -49,6 +49,7 @@ def main(rows: int, folder: str, settings: dict) -> None:
     with CollapseMeasurement(WIDTH, config, classifier(), num_classes=CLASSES, folder=folder or None) as measurement:
         for features, ids in blocks(rows):
             measurement.add_batch_features(features, ids)
+        measurement.store.consolidate()
         held, collected = measurement.store.nbytes(), peak() - before
         metrics = measurement.get_collapse_metrics()
         after = peak() - before

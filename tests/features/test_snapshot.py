@@ -57,6 +57,8 @@ def test_spilled_rows_come_back_bit_by_bit(tmp_path, dtype):
     shard.append(rows[:3], torch.arange(3), torch.arange(3) - 9)
     shard.append(rows[3:], torch.arange(3, 7), torch.arange(3, 7) - 9)
     groups, keys = shard.index()
+    for index in ([], [6], [2, 3, 4, 0, 6, 6, 5], list(range(7))):
+        assert torch.equal(shard.gather(torch.tensor(index, dtype=torch.int64)), rows[index])
     assert torch.equal(shard.rows(), rows) and groups.tolist() == list(range(7)) and keys.tolist()[0] == -9
     assert shard.nbytes == 7 * (5 * rows.element_size() + 16) == sum(p.stat().st_size for p in tmp_path.iterdir())
     # What came after a snapshot is cut off.
@@ -67,6 +69,9 @@ def test_spilled_rows_come_back_bit_by_bit(tmp_path, dtype):
     assert torch.equal(again.rows()[4], rows[0])
     with pytest.raises(RunError, match=r"kept.rows: is shorter than when it was written \(\d+ of \d+ bytes\)"):
         SpillShard(tmp_path, "kept", 5, dtype, 2**20).resume(6)
+    again.rows_path.write_bytes(again.rows_path.read_bytes()[:-1])
+    with pytest.raises(RunError, match="kept.rows: was cut off while the run went on"):
+        again.gather(torch.tensor([4]))
     again.remove()
     assert not list(tmp_path.iterdir())
 

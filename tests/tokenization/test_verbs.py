@@ -216,8 +216,9 @@ def test_closed_standard_input(door, vocab, monkeypatch):  # noqa: F811
 
 
 def test_a_line_of_the_text_may_be_the_name_of_a_file(door, text):  # noqa: F811
-    lines = ["my.txt", *text.read_text(encoding="utf-8").splitlines()]
-    text.write_text("\n".join([*lines, "my.txt", *lines]), encoding="utf-8")
+    Path("here.txt").write_text("")
+    lines = [*text.read_text(encoding="utf-8").splitlines(), "here.txt"]
+    text.write_text("\n".join(lines * 2), encoding="utf-8")
     assert door("wordpiece", "bench", "--text", text, "--vocab-size", 600, "--repeats", 1, "--limit", 2).status == 0
 
 
