@@ -103,7 +103,8 @@ class SpillShard:
         result = torch.empty(len(index), self.num_features, dtype=self.dtype)
         if not len(index):
             return result
-        into: Any = memoryview(result.view(torch.uint8).numpy()).cast("B")
+        numbers: Any = result.view(torch.uint8).numpy()
+        into = memoryview(numbers).cast("B")
         breaks = (index.diff() != 1).nonzero()[:, 0] + 1
         starts = [0, *breaks.tolist(), len(index)]
         places = index.tolist()

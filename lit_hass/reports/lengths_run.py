@@ -53,8 +53,8 @@ def add_run(samples: Samples, folder: str) -> Samples:
         if row is not None and not same:
             raise UserError(
                 f"{folder}: question {answer.id} had a prompt of {answer.prompt_tokens} tokens in the run and has "
-                f"{row.prompt_tokens} here; give the run's own --tokenizer, --template, --system-prompt and --n-shot (where the "
-                "run dropped examples to keep to its max_length, data.on_long, its prompts cannot be measured here)"
+                f"{row.prompt_tokens} here; give the run's own --tokenizer, --template, --system-prompt and --n-shot "
+                "(prompts of a run that dropped examples to keep to max_length, data.on_long, cannot be measured here)"
             )
     rows = []
     for answer in known:
