@@ -116,8 +116,7 @@ class CollapseCollector(Callback):
         self._buffer = _buffer(trainer, self.method)
         if self._buffer is not None:
             self._buffer.open(trainer, self._measurement, folder, answered)
-        log_dir, trial = trainer.log_dir, bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        self._partial = None
+        log_dir, trial, self._partial = trainer.log_dir, bool(trainer.fast_dev_run), None  # type: ignore[attr-defined]
         if log_dir is not None and not trial:
             rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
             self._partial = Path(log_dir, self.method or "", f"collapse_metrics.partial{rank}.json")

@@ -44,7 +44,7 @@ class FeatureBuffer(Callback):
         self._measurement: CollapseMeasurement | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-        """Refuse a second buffer of one method.
+        """Refuse a second buffer of one method, and one without a collector.
 
         Raises:
             UserError: see above.
@@ -52,6 +52,11 @@ class FeatureBuffer(Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(c, FeatureBuffer) and c.method == self.method for c in callbacks) > 1:
             raise UserError("trainer.callbacks has two FeatureBuffers of one method; they would write the same files")
+        from callbacks.collapse_collector import CollapseCollector  # which knows this module
+
+        if not any(isinstance(c, CollapseCollector) and c.method == self.method for c in callbacks):
+            which = "" if self.method is None else f" with method {self.method}"
+            raise UserError(f"FeatureBuffer keeps what a collector takes: add callbacks.CollapseCollector{which}")
 
     def open(
         self, trainer: Trainer, measurement: CollapseMeasurement, folder: Path | None, answered: Collection[QuestionId]
@@ -71,10 +76,10 @@ class FeatureBuffer(Callback):
         self._measurement, self.store = measurement, measurement.store
         if folder is None:
             return
-        durable = DurableFeatures(folder, trainer.global_rank, measurement)
+        # From here on the folder is not ours to empty, whatever happens: it may hold rows that answers rest on.
+        self._durable = durable = DurableFeatures(folder, trainer.global_rank, measurement)
         on_rank_zero(trainer, lambda: durable.take_over(answered, trainer.world_size))
         durable.begin()
-        self._durable = durable
 
     def record(self, questions: Sequence[tuple[QuestionId, Sequence[FeatureSequence]]]) -> None:
         """Take in the features of answered questions; durable, where the run is, when this returns."""

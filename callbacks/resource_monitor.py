@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_hass.errors import UserError
+from lit_hass.errors import RunError, UserError
 from lit_hass.metrics.resources import ResourceSampler
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import write_json
@@ -123,9 +123,13 @@ class ResourceMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what rank 0 has seen; the others may be gone."""
-        if self._sampler is not None and trainer.is_global_zero:
-            self._write([self._own(trainer)], False)
-        self._sampler = None
+        try:
+            if self._sampler is not None and trainer.is_global_zero:
+                self._write([self._own(trainer)], False)
+        except (UserError, RunError) as error:
+            log.warning("no resources are recorded: %s", error)  # the run has an error of its own to tell of
+        finally:
+            self._sampler = None
 
     # Lightning names a hook for each stage; they do the same here.
 

@@ -47,6 +47,15 @@ try:
   lit-hass evaluate
 """
 
+_RESUMED = "; the same command with --trainer.logger.init_args.version N, that of the run's folder, resumes it"
+#: What to do after Ctrl-C, by verb.
+_WAY_ON = {
+    "evaluate": _RESUMED,
+    "predict": _RESUMED,
+    "fit": "; with --trainer.logger.init_args.version N --ckpt_path last it goes on at the folder's last checkpoint",
+    "star": "; the same command resumes the loop",
+}
+
 _LIGHTNING_VERBS = ("evaluate", "star", "fit", "validate", "test", "predict")
 
 
@@ -118,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         # Lightning turns Ctrl-C into an orderly shutdown and sys.exit(1).
         if isinstance(error.__context__, KeyboardInterrupt):
-            print("lit-hass: interrupted; the same command with this version resumes the run", file=sys.stderr)
+            print(f"lit-hass: interrupted{_WAY_ON.get(args[0], '')}", file=sys.stderr)
             return EXIT_INTERRUPTED
         raise
     except Exception as error:
@@ -142,6 +151,17 @@ def _common_options(args: list[str]) -> tuple[list[str], int, bool]:
     return rest, verbosity, debug
 
 
+def _check_configurations(args: list[str]) -> None:
+    """Refuse a configuration that is not there before anything heavy is imported."""
+    for name, following in zip(args, args[1:] + [""], strict=True):
+        path = following if name in ("-c", "--config") else name.partition("=")[2] if name[:9] == "--config=" else None
+        # jsonargparse also takes the YAML itself
+        if path and path.endswith((".yaml", ".yml")) and "\n" not in path and not os.path.exists(path):
+            raise UserError(
+                f"{path}: no such configuration here, in {os.getcwd()} (configs/ is in the project's folder)"
+            )
+
+
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
@@ -162,6 +182,7 @@ def _dispatch(args: list[str]) -> int:
             print(verb_help(args[0]), end="")
             return EXIT_OK
         args = ["--help" if arg == "--help-all" else arg for arg in args]
+        _check_configurations(args)
         from lit_hass.cli import main as lightning_main
 
         return lightning_main(args)

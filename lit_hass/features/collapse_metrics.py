@@ -88,7 +88,16 @@ class _Assembly:
             # Outside of the guard: inside of a collective nothing is swallowed.
             with synced(sums, self.ranks is not None):
                 results[scope] = self.guarded(f"family/{scope}", partial(result_of, sums, self.config), ScopeResult())
+            self._tell(scope, results[scope])
         return results
+
+    def _tell(self, scope: str, result: ScopeResult) -> None:
+        """Log what is undefined, once: a run looks many times. That a scope is empty stands in the result."""
+        fresh = {name: why for name, why in result.undefined.items() if name not in self.m.told}
+        if fresh and result.counts.get("n_rows"):
+            self.m.told |= fresh.keys()
+            why = "; ".join(sorted(set(fresh.values())))
+            log.warning("collapse metrics, %s: undefined: %s (%s)", scope, ", ".join(fresh), why)
 
     def kept(self) -> Kept:
         mine = self.m.store.kept

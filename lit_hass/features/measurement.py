@@ -17,6 +17,7 @@ from lit_hass.features.scopes import SCOPES, Sums, add_rows, by_scope, kept_grou
 from lit_hass.features.sequence_chunks import sequence_chunks
 from lit_hass.features.sequences import PROMPT, FeatureSequence
 from lit_hass.features.store import FeatureStore
+from lit_hass.features.token_text import token_names
 from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics.accumulator import STATE_NAMES
 from lit_hass.metrics.classifier_rows import Classifier
@@ -48,6 +49,7 @@ class CollapseMeasurement:
         sums: the accumulators by scope.
         chunks: entropies along each sequence.
         counts: what else was counted.
+        told: values whose being undefined is in the log already.
         whole: False where an error or an interruption came amid an update, so that the sums are of no use any more.
 
     Example:
@@ -70,7 +72,7 @@ class CollapseMeasurement:
         special: Collection[int] = (),
         num_classes: int | None = None,
         paired: bool = False,
-        token_name: Callable[[int], str] | None = None,
+        token_name: Callable[[int], str | None] | None = None,
         folder: str | Path | None = None,
         rank: int = 0,
     ) -> None:
@@ -110,8 +112,7 @@ class CollapseMeasurement:
         else:
             special = special_ids(tokenizer, which)
         weight = head.weight
-        named = None if tokenizer is None else tokenizer.convert_ids_to_tokens
-        settings = {"special": special, "num_classes": weight.shape[0], "token_name": named, **more}
+        settings = {"special": special, "num_classes": weight.shape[0], "token_name": token_names(tokenizer), **more}
         return cls(weight.shape[1], config, lambda: model.get_output_embeddings().weight, **settings)
 
     def clear(self, files: bool = True) -> None:
@@ -127,7 +128,7 @@ class CollapseMeasurement:
             if sums is not None:
                 self.sums[scope] = sums
         self.whole = True
-        self.chunks: list[dict[str, Any]] = []
+        self.chunks, self.told = list[dict[str, Any]](), set[str]()
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     def _new_sums(self, paired: bool) -> Sums | None:

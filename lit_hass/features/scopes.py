@@ -130,6 +130,8 @@ def kept_groups(block: RowBlock, special: Sequence[int]) -> Tensor:
     ids = block.token_ids
     groups = 2 * ids + (block.states != PROMPT)
     left_out = (block.states == REJECTED) | (ids < 0) | ~torch.isfinite(block.features).all(1)
+    if block.paired is not None:  # such rows are in no sums
+        left_out |= ~torch.isfinite(block.paired).all(1)
     if special:
         left_out |= torch.isin(ids, torch.tensor(special))
     return groups.masked_fill(left_out, -1)
@@ -157,7 +159,7 @@ def result_of(sums: Sums, config: CollapseConfig) -> ScopeResult:
     result.counts["rows_in_text"] = sums.text_sums()[0] if by_class is None else int(by_class.sum())
     if isinstance(sums, CollapseMetrics):
         sums._computed = None  # it may be that of another moment, or of one rank
-        with _quiet(result.counts["n_rows"] == 0):
+        with _quiet():
             result.values = {name: float(value) for name, value in sums.compute().items()}
             details = sums.compute_details()
         sums._computed = None
@@ -175,11 +177,10 @@ def result_of(sums: Sums, config: CollapseConfig) -> ScopeResult:
 
 
 @contextmanager
-def _quiet(empty: bool) -> Iterator[None]:
-    """Let no warning out that a metric without any rows is undefined: that of an empty scope says why in the result."""
+def _quiet() -> Iterator[None]:
+    """Let no warning out that a value is undefined: the result says why, and whoever asked for it tells."""
     previous = _METRICS_LOG.level
-    if empty:
-        _METRICS_LOG.setLevel(logging.ERROR)
+    _METRICS_LOG.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")

@@ -26,6 +26,8 @@ def sequence_chunks(sequence: FeatureSequence, config: CollapseConfig) -> dict[s
         rows = rows[~mine]
     elif config.chunk_rows == "answer" or (config.chunk_rows == "auto" and bool(mine.any())):
         rows = rows[mine]
+    if config.storage_dtype != "auto":  # a journal stores them before they come here, a run without one does not
+        rows = rows.to(getattr(torch, config.storage_dtype))
     rows = rows[torch.isfinite(rows).all(1)].to(config.device)
     found = chunk_entropies(rows, config.chunks, config.chunk_rule, **config.entropy)
     names = dict(zip(("question_id", "choice", "turn"), (*sequence.name, None, None, None), strict=False))

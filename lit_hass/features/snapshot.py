@@ -28,12 +28,14 @@ def write_snapshot(path: Path, tensors: dict[str, Tensor], plain: dict[str, Any]
         RunError: the disk is full or failed; the old file is still there.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    content = _separate(tensors)
-    about = {_KEY: json.dumps(plain)}
+    # A tensor as the others: the format's own place for texts is its header, which nobody reads beyond 100 MB, and a
+    # run of some 270,000 answers has more to say of them.
+    about = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
+    content = {**_separate(tensors), _KEY: about}
     try:
         with open(temporary, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode
-        save_file(content, temporary, about)
+        save_file(content, temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, mode)  # it makes private files, and the others of a run are not
@@ -60,8 +62,8 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path}: is gone; without it the features of answered questions are lost")
     try:
         with safe_open(path, framework="pt") as file:
-            plain = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        plain = json.loads(tensors.pop(_KEY).numpy().tobytes())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is damaged or cut off ({error}): features of answered questions are lost") from error
     return tensors, plain

@@ -14,6 +14,10 @@ from lit_hass.reports.collapse_shape import check_shape
 SCHEMA_VERSION = 1
 #: The groups of the neural-collapse family; the rest of a scope's values are entropies, ranks and similarities.
 _CLASS_GROUPS = ("gnc2", "unc3", "nc1", "nc2", "nc3", "nc4")
+#: The chief numbers, and the setting that each of them is measured by.
+_SWITCHES = {
+    "svd_entropy": "compute_overall_metrics", "gnc2": "compute_class_metrics", "unc3": "compute_class_metrics",
+}  # fmt: skip
 _STATES = ("prompt", "accepted", "rejected", "bonus", "baseline")
 
 
@@ -55,7 +59,8 @@ class CollapseAnalyzer:
         metrics = to_jsonable(metrics)
         check_shape(metrics)
         tokens = self._family(metrics, "compute_token_metrics", "token_metrics")
-        overall = self._family(metrics, "compute_overall_metrics", "overall_metrics")
+        overall = metrics.get("overall_metrics") or {}
+        entropies = (self._family(metrics, "compute_overall_metrics", "family") or {}).get("overall")
         scopes: dict[str, Any] = self._family(metrics, "compute_class_metrics", "family") or {}
         sequences = [analyze_sequence(sequence) for sequence in metrics.get("chunks") or []]
         counts = metrics.get("counts") or {}
@@ -63,12 +68,15 @@ class CollapseAnalyzer:
         return {
             "summary": _summary(metrics.get("total_tokens", 0), tokens),
             "token_analysis": None if tokens is None else {key: tokens[key] for key in sorted(tokens, key=int)},
-            "overall_analysis": {f"overall_{key}": (overall or {}).get(key) for key in ("svd_entropy", "gnc2", "unc3")},
+            "overall_analysis": {
+                f"overall_{key}": overall.get(key) if getattr(self.config, switch, True) else None
+                for key, switch in _SWITCHES.items()
+            },
             "chunk_analysis": analyze_chunks(metrics.get("chunk_metrics"), sequences),
             "class_metrics": _class_metrics(values, counts),
             "scopes": {name: _class_metrics(found, {}) for name, found in scopes.items() if name != "overall"},
             "spectra": {
-                "overall": _groups(values or {}, ("svd_entropy", "rank", "anisotropy")) if values else None,
+                "overall": _groups(entropies, ("svd_entropy", "rank", "anisotropy")) if entropies else None,
                 "states": {name: (metrics.get("states") or {}).get(name) for name in _STATES},
                 "cka": _groups((scopes.get("answer") or {}), ("cka",)).get("cka"),
             },

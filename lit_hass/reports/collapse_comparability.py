@@ -117,6 +117,9 @@ def _of_meta(topic: str, a: CollapseSubject, b: CollapseSubject) -> Iterable[tup
             pair = [str(name).removesuffix("-hass") if name is not None else None for name in pair]
         if pair[0] != pair[1]:
             yield "with care", why.format(*map(_show, pair))
+    asked = [subject.meta.get("questions") for subject in (a, b)]
+    if asked[0] != asked[1]:
+        yield "with care", f"texts of {_show(asked[0])} and {_show(asked[1])} questions"
 
 
 def _of_rows(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
@@ -127,7 +130,8 @@ def _of_rows(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, st
 
 def _of_classes(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
     tokens = [subject.metrics.get("token_metrics") or {} for subject in (a, b)]
-    if not tokens[0] or not tokens[1]:
+    if any(subject.metrics.get("token_metrics") is None for subject in (a, b)):
+        yield "with care", "which tokens are classes is not recorded (compute_token_metrics is off)"
         return
     named = [{(key, value.get("token")) for key, value in each.items()} for each in tokens]
     shared = len(named[0] & named[1])

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lit_hass.reports.collapse_run import CollapseSubject
 
@@ -176,6 +177,7 @@ def cosine_figure(cosines: np.ndarray, names: Sequence[str]) -> Figure:
     axis.set_title(
         f"Cosines of class means about their common mean, {len(names)} most frequent", loc="left", fontsize=11
     )
+    names = [_drawable(name) for name in names]
     ticks = range(0, len(names), max(1, -(-len(names) // 24)))
     axis.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7, parse_math=False)
     axis.set_yticks(ticks, [names[i] for i in ticks], fontsize=7, parse_math=False)
@@ -221,6 +223,12 @@ def _legend(axis: Axes, place: Any, nothing: str, columns: int = 1) -> None:
     )
     for entry in legend.get_texts():
         entry.set_parse_math(False)  # a run's name may hold a dollar sign
+
+
+def _drawable(name: str) -> str:
+    """The same with escapes for characters that the font does not have: it would draw a box, and warn of each."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else c.encode("ascii", "backslashreplace").decode() for c in name)
 
 
 def _with_rows(state: str, subjects: Sequence[CollapseSubject]) -> str:

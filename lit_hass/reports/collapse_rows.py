@@ -197,10 +197,15 @@ def extreme_tokens(subject: CollapseSubject, most: int = 12) -> list[tuple[str, 
     ]
     tokens.sort(key=lambda item: item[1]["normalized_entropy"])
     return [
-        (key, repr(value.get("token", "")), str(value["num_samples"]), figure(value["svd_entropy"]),
-         figure(value["normalized_entropy"]))
+        (
+            key,
+            NOTHING if value.get("token") is None else repr(value["token"]),
+            str(value["num_samples"]),
+            figure(value["svd_entropy"]),
+            figure(value["normalized_entropy"]),
+        )
         for key, value in tokens[:most]
-    ]  # fmt: skip
+    ]
 
 
 def figure(value: float | None, digits: int = 4) -> str:

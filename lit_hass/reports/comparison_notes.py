@@ -96,7 +96,9 @@ def notes(
     if rows != {1}:
         yield f"up to {max(rows)} answers were decoded together; an answer's seconds are its share of its batch's."
     if comparison["joined"]["questions"] < _FEW_QUESTIONS:
-        yield f"{comparison['joined']['questions']} questions are few; an interval from so few tends to be too narrow."
+        count = comparison["joined"]["questions"]
+        few = "1 question is" if count == 1 else f"{count} questions are"
+        yield f"{few} few; an interval from so few tends to be too narrow."
     if comparison["undefined"]:
         said = "; ".join(f"{reason}: {count}" for reason, count in comparison["undefined"].items())
         yield f"left out or undefined: {said}."

@@ -109,6 +109,23 @@ def test_a_damaged_file_is_named_before_anything_is_asked(door, tiny_base, tmp_p
     assert_equal(read(RUN), *offline(tiny_base, path, RUN / "answers.jsonl"))
 
 
+def test_a_resume_that_is_refused_leaves_the_spilled_rows(door, tiny_base, tmp_path):  # noqa: F811
+    path, file = ask(tmp_path, 4), config_file(tmp_path)
+    file.write_text(file.read_text().replace("4096", "null"), encoding="utf-8")  # all rows, on disk
+    args = arguments(tiny_base, path, file, *VERSION)
+    assert door(*args).status == 0
+    answers, shard = RUN / "answers.jsonl", RUN / "features" / "kept.rank0.rows"
+    content, rows = answers.read_bytes(), shard.read_bytes()
+    # Found out when the rows are taken over already.
+    answers.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))
+    result = door(*args)
+    assert result.status == 1 and "1 questions that have no answer" in result.err and "Traceback" not in result.err
+    assert shard.read_bytes() == rows
+    answers.write_bytes(content)
+    assert door(*args).status == 0
+    assert_equal(read(RUN), *offline(tiny_base, path, RUN / "answers.jsonl"))
+
+
 def test_a_full_disk_ends_the_run_with_a_message_and_it_resumes(door, tiny_base, tmp_path, monkeypatch):  # noqa: F811
     path = ask(tmp_path, 6)
     args, calls, real = arguments(tiny_base, path, config_file(tmp_path), *VERSION), [], Journal.append

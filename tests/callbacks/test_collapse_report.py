@@ -175,6 +175,8 @@ def test_refusals(tiny_base: Path, tmp_path: Path) -> None:
     module = GenerationModule(str(tiny_base), max_new_tokens=4, warmup=0)
     with pytest.raises(UserError, match=r"add callbacks\.CollapseCollector"):
         predict(tmp_path, module, 1, AnswerWriter(), CollapseReport())
+    with pytest.raises(UserError, match=r"FeatureBuffer keeps .* add callbacks\.CollapseCollector"):
+        predict(tmp_path, module, 1, AnswerWriter(), FeatureBuffer())
     with pytest.raises(UserError, match="two CollapseReports"):
         predict(tmp_path, module, 1, AnswerWriter(), *of_method(None), CollapseReport())
     with pytest.raises(UserError, match="no such run folder"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -111,6 +111,18 @@ def test_after_an_error_what_was_seen_is_there(tmp_path: Path) -> None:
         trainer_of(tmp_path, ResourceMonitor(0), max_epochs=1).fit(Sums(fail_at=2), loader())
     found = written(tmp_path)
     assert found["finished"] is False and found["ranks"][0]["batches"] == 2
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path: Path, caplog) -> None:
+    monitor = ResourceMonitor(0)
+
+    class Obstacle(Callback):
+        def on_train_start(self, trainer, pl_module):
+            monitor._folder = Path("/dev/null")
+
+    with pytest.raises(RuntimeError, match="broken batch"):
+        trainer_of(tmp_path, monitor, Obstacle(), max_epochs=1).fit(Sums(fail_at=2), loader())
+    assert "no resources are recorded: cannot write" in caplog.text
 
 
 def test_looks_are_not_more_frequent_than_asked(tmp_path: Path) -> None:

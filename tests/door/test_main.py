@@ -81,6 +81,15 @@ def test_what_is_missing_and_what_is_unknown_is_told_with_a_way_on(capsys):
     assert "--nope" in error and "--print_config" in error
 
 
+@pytest.mark.parametrize("option", [("-c", "configs/nothere.yaml"), ("--config=configs/nothere.yaml",)])
+def test_a_configuration_that_is_not_there_is_refused_at_once(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _loaded("predict", *option) == (2, set())
+    assert main(["predict", *option]) == 2
+    error = capsys.readouterr().err
+    assert "configs/nothere.yaml: no such configuration" in error and str(tmp_path) in error
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lit-hass {__version__}\n"

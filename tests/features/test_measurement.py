@@ -1,7 +1,9 @@
 """A measurement without a Trainer: by definitions, by ten lines, and with what users get wrong."""
 
+import dataclasses
 import gc
 import json
+import logging
 import math
 
 import pytest
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.errors import RunError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureStore, extract_features, special_ids
+from lit_hass.features.sequences import on_host
 from lit_hass.metrics import CollapseMetrics
 from tests.features.plain_metrics import assert_plain, plain_metrics
 from tests.features.sequences import (
@@ -123,6 +126,42 @@ def test_rows_that_are_not_finite_end_the_run_where_that_was_asked_for():
     with pytest.raises(RunError, match="a batch of 40 rows: 1 feature rows"):
         measurement.add_batch_features(sequence.features, sequence.token_ids)
     assert measurement.get_collapse_metrics() == before
+
+
+def test_rows_that_the_sums_do_not_have_for_their_draft_are_not_kept_either():
+    measurement = new_measurement()
+    for question in range(3):
+        sequence = make_sequence(question)
+        bad = torch.full_like(sequence.draft_features, math.nan)
+        measurement.add_question([dataclasses.replace(sequence, draft_features=bad)])
+    metrics = measurement.get_collapse_metrics()
+    assert metrics["counts"]["n_nonfinite"] > 20 and len(metrics["token_metrics"]) > 5
+    assert all(token["sampled"] == token["num_samples"] for token in metrics["token_metrics"].values())
+
+
+def test_chunks_too_are_of_what_is_stored():
+    sequence = make_sequence(1)
+    one, other = (new_measurement(CollapseConfig(storage_dtype="bfloat16")) for _ in range(2))
+    one.add_question([sequence])
+    other.add_question(on_host([sequence], torch.bfloat16))  # as a journal hands them on
+    plain = new_measurement()
+    plain.add_question([sequence])
+    assert one.chunks == other.chunks != plain.chunks
+
+
+def test_what_is_undefined_is_logged_once_and_told_each_time(caplog):
+    measurement = new_measurement()
+    with caplog.at_level(logging.WARNING):
+        for question in range(3):
+            measurement.add_question([make_sequence(question, length=150, drafts=False)])
+            assert "cka/linear" in measurement.get_collapse_metrics()["undefined"]["answer"]
+    told = [record.getMessage() for record in caplog.records if "undefined" in record.getMessage()]
+    assert len(told) == 1 and "cka/linear" in told[0] and "does not vary" in told[0]
+    measurement.clear()
+    measurement.add_question([make_sequence(1, length=150, drafts=False)])
+    with caplog.at_level(logging.WARNING):
+        measurement.get_collapse_metrics()
+    assert sum("cka/linear" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_settings_that_decide_what_is_counted_may_not_change_under_it():

@@ -24,6 +24,12 @@ def test_it_comes_back_as_it_was(tmp_path):
     assert found["none"].dtype == torch.bfloat16
 
 
+def test_there_is_no_limit_to_what_it_says_of_many_answers(tmp_path):
+    plain = {"chunks": ["x" * 1000] * 101_000}  # more than the format's header may have
+    assert write_snapshot(tmp_path / "s", {"a": torch.ones(3)}, plain) > 10**8
+    assert read_snapshot(tmp_path / "s")[1] == plain
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "s"
     write_snapshot(path, {"a": torch.ones(3)}, {"n": 1})

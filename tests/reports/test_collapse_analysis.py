@@ -79,6 +79,17 @@ def test_what_is_switched_off_is_null_and_its_keys_are_there(metrics) -> None:
     assert found["chunk_analysis"] is None and found["token_analysis"] is None
 
 
+@pytest.mark.parametrize("off", ["compute_overall_metrics", "compute_class_metrics"])
+def test_each_switch_takes_its_own_numbers_and_no_others(metrics, off) -> None:
+    names = ("compute_token_metrics", "compute_overall_metrics", "compute_class_metrics")
+    found = analyze(metrics, SimpleNamespace(**{name: name != off for name in names}))
+    entropies, classes = off != "compute_overall_metrics", off != "compute_class_metrics"
+    chief = found["overall_analysis"]
+    assert (chief["overall_svd_entropy"] is not None) == entropies == (found["spectra"]["overall"] is not None)
+    assert (chief["overall_gnc2"] is not None) == (chief["overall_unc3"] is not None) == classes
+    assert (found["class_metrics"]["nc1"] is not None) == classes and found["token_analysis"]
+
+
 def test_no_tokens() -> None:
     nothing = {"num_chunks": 5, "chunk_svd_entropies": [], "avg_svd_entropy": math.nan, "std_svd_entropy": math.nan}
     found = analyze({"total_tokens": 0, "token_metrics": {}, "overall_metrics": {}, "chunk_metrics": nothing})

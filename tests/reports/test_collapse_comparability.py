@@ -58,6 +58,7 @@ def test_a_run_is_comparable_to_itself(metrics) -> None:
         ("meta", "question_file", "other.jsonl", set(), set(ALL)),
         ("meta", "model", "llama", set(), set(ALL)),
         ("meta", "draft", "another", set(), {CKA}),
+        ("meta", "questions", 5, set(), set(ALL)),
     ],
 )
 def test_each_difference_has_its_consequence(metrics, group, key, value, barred, careful) -> None:
@@ -91,6 +92,11 @@ def test_the_same_ids_of_another_vocabulary_are_other_classes(metrics) -> None:
     for token in other["token_metrics"].values():
         token["token"] = token["token"].upper()
     assert "0 tokens in both" in str(judged(metrics, other)[CLASSES])
+
+
+def test_classes_that_nobody_recorded_are_compared_with_care(metrics) -> None:
+    other = {**metrics, "token_metrics": None}
+    assert levels(metrics, other)[CLASSES] == levels(other, other)[CLASSES] == "with care"
 
 
 def test_files_of_the_original_scripts_are_compared_with_care(metrics) -> None:

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,12 @@ def test_cosines_of_strange_tokens_are_labelled() -> None:
     drawn = cosine_figure(cosines, [repr(f"$x_{i}\t") for i in range(40)])
     labels = [label.get_text() for label in drawn.axes[0].get_xticklabels()]
     assert to_png(drawn) and labels[0] == "'$x_0\\t'" and len(labels) <= 24
+
+
+def test_tokens_that_the_font_does_not_have_are_escaped() -> None:
+    drawn = cosine_figure(np.eye(3), ["' the'", "'中'", "'é'"])
+    names = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert names == ["' the'", r"'\u4e2d'", "'é'"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_png(drawn)
