@@ -113,7 +113,8 @@ def answer(report: dict[str, Any]) -> str | None:
     gap = report["gaps"][0]
     return (
         f"{gap['unit_share']:.1%} of the log gap between {gap['from']} and {gap['to']} is the unit, taken on "
-        f"{gap['from']}'s own tokens (a ladder takes it on {gap['to']}'s): the unit alone would give {number(gap['unit_alone'])} per word, all else multiplies that by {number(exp(gap['rest']), 4)}"
+        f"{gap['from']}'s own tokens (a ladder takes it on {gap['to']}'s): the unit alone would give "
+        f"{number(gap['unit_alone'])} per word, all else multiplies that by {number(exp(gap['rest']), 4)}"
     )
 
 

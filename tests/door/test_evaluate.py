@@ -25,14 +25,18 @@ def tiny_draft(tiny_base, tmp_path_factory):
     return folder
 
 
+def pair(base, draft):
+    return [
+        "evaluate", "--model.base", base, "--model.draft", draft, "--model.max_new_tokens", 12,
+        "--model.tree.total_tokens", 6, "--model.tree.depth", 2, "--model.tree.top_k", 3,
+        "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def evaluate(door, tiny_base, tiny_draft):
     """``evaluate(*options)`` on the tiny pair, with a narrow tree and short answers."""
-    return lambda *more: door(
-        "evaluate", "--model.base", tiny_base, "--model.draft", tiny_draft, "--model.max_new_tokens", 12,
-        "--model.tree.total_tokens", 6, "--model.tree.depth", 2, "--model.tree.top_k", 3,
-        "--trainer.accelerator", "cpu", *more,
-    )  # fmt: skip
+    return lambda *more: door(*pair(tiny_base, tiny_draft), *more)
 
 
 def test_both_methods_are_written_and_compared(evaluate, questions):
@@ -73,22 +77,45 @@ def test_sampled_answers_are_the_baseline_s_too(evaluate, questions):
     assert any(first != second for first, second in found.values())
 
 
-def test_a_stopped_run_goes_on_where_a_method_is_missing(evaluate, questions):
+#: Ends the process, as a kill would, after the baseline has written its third answer and before the draft has.
+DIES = """
+import os, sys
+from callbacks import AnswerWriter
+write = AnswerWriter.on_predict_batch_end
+def dies(self, trainer, module, outputs, batch, batch_idx, *more):
+    if self.method == "hass" and batch_idx == 2:
+        os._exit(9)
+    write(self, trainer, module, outputs, batch, batch_idx, *more)
+AnswerWriter.on_predict_batch_end = dies
+from lit_hass.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_where_a_method_is_missing(evaluate, process, questions, tiny_base, tiny_draft):
     asked = questions(3)
-    assert evaluate("--data.questions", asked, "--model.repeats", 1).status == 0
-    before = lines(RUN / "baseline" / "answers.jsonl")
-    # As if killed after the baseline had answered the last question and before the draft had.
-    (RUN / "hass" / "answers.jsonl").rename(RUN / "hass" / "answers.rank0.jsonl")
-    shard = RUN / "hass" / "answers.rank0.jsonl"
-    shard.write_text("".join(shard.read_text().splitlines(keepends=True)[:-1]))
-    (RUN / "comparison.json").unlink()
-    again = evaluate("--data.questions", asked, "--model.repeats", 1, "--trainer.logger.init_args.version", 0)
+    options = ("--data.questions", asked, "--model.repeats", 1)
+    logs = ("--trainer.logger.init_args.save_dir", Path("logs").absolute())
+    killed = process([*pair(tiny_base, tiny_draft), *options, *logs], ["-c", DIES])
+    assert killed.wait() == 9, killed.text()
+    kept = [len(path.read_text().splitlines()) for path in sorted(RUN.glob("*/answers.rank0.jsonl"))]
+    assert kept == [3, 2] and not (RUN / "comparison.json").exists()
+    before = lines(RUN / "baseline" / "answers.rank0.jsonl")
+    again = evaluate(*options, "--trainer.logger.init_args.version", 0)
     assert again.status == 0, again.err
     assert "2 of 3 questions are answered" in again.err
     after = lines(RUN / "baseline" / "answers.jsonl")
     assert [a["answer_id"] for a in after[:2]] == [b["answer_id"] for b in before[:2]]
     assert len(after) == 3 and len(lines(RUN / "hass" / "answers.jsonl")) == 3
-    assert (RUN / "comparison.json").exists()
+    # Each question's features count once, as in a run that nothing disturbed.
+    assert evaluate(*options).status == 0
+    for method in ("baseline", "hass"):
+        resumed, whole = (
+            json.loads((run / method / "collapse_metrics.json").read_text())
+            for run in (RUN, RUN.with_name("version_1"))
+        )
+        assert resumed["total_tokens"] == whole["total_tokens"] and resumed["meta"]["questions"] == 3
+        assert resumed["overall_metrics"]["svd_entropy"] == pytest.approx(whole["overall_metrics"]["svd_entropy"], 1e-9)
 
 
 def test_other_settings_are_refused_on_resume(evaluate, questions):
