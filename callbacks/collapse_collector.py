@@ -15,6 +15,7 @@ from callbacks.feature_buffer import FeatureBuffer
 from lit_hass.errors import RunError, UserError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureSequence
 from lit_hass.features.class_views import class_means, class_quantities
+from lit_hass.features.other_layers import check_run_layer, features_of_layer, tell_layer
 from lit_hass.features.run_model import model_of, tokenizer_of
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import QuestionId, completed_ids, write_json
@@ -28,10 +29,10 @@ class CollapseCollector(Callback):
     """Take the features out of a run's outcomes, pair each with its next token, and measure their collapse.
 
     It sets the module's switch ``collect_features`` while a run lasts. Decoders then hand over what they compute
-    anyway, with the state of each token (prompt, accepted, rejected, bonus, baseline), so there is no second forward;
-    timings of a ``predict`` run are marked as taken while collecting, and ``evaluate`` collects in a pass of its own
-    that nobody times. Works with ``predict`` of a `GenerationModule` (with a draft or without), of an
-    `EvaluationModule` (one collector per method), and with ``test`` of a `PerplexityModule` (all rows are prompt).
+    anyway, with the state of each token (prompt, accepted, rejected, bonus, baseline), so there is no second forward
+    (``config.layer`` says when there is); timings of a ``predict`` run are marked as taken while collecting, and
+    ``evaluate`` collects in a pass of its own that nobody times. Works with ``predict`` of a `GenerationModule` (with a
+    draft or without), of an `EvaluationModule` (one collector per method), and ``test`` of `PerplexityModule` (prompt).
 
     A question counts when every method of the run answered it; failed questions have no features. With a
     `FeatureBuffer` of the same method the features survive a kill: rows are on the disk before the answer line they
@@ -52,6 +53,7 @@ class CollapseCollector(Callback):
         self._measurement: CollapseMeasurement | None = None
         self._buffer: FeatureBuffer | None = None
         self._meta: dict[str, Any] = {}
+        self._model: Any = None
         self._views: tuple[Any, dict[str, Tensor]] | None = None
         self._warned, self._whole = False, True
         self._partial: Path | None = None
@@ -60,8 +62,8 @@ class CollapseCollector(Callback):
         """Refuse what cannot be collected, before anything is loaded.
 
         Raises:
-            UserError: the module gives no features or has other methods, a layer that decoders do not give, or two
-                collectors of one method.
+            UserError: the module gives no features or has other methods, a layer that the base does not have, or
+                two collectors of one method.
         """
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(c, CollapseCollector) and c.method == self.method for c in callbacks) > 1:
@@ -72,11 +74,7 @@ class CollapseCollector(Callback):
         if self.method not in known:
             needed = "one CollapseCollector for each of " + ", ".join(known) if known != (None,) else "no method"
             raise UserError(f"CollapseCollector.method is {self.method!r}; {type(module).__name__} takes {needed}")
-        if self.config.layer != -1:
-            raise UserError(
-                f"collapse.layer is {self.config.layer}: a run's features are those of the last layer (-1); for others "
-                "use lit_hass.features.extract_features(model, input_ids, attention_mask, layer)"
-            )
+        check_run_layer(module, self.config.layer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand in front of the answer writers."""
@@ -106,12 +104,12 @@ class CollapseCollector(Callback):
         self._begin(trainer, pl_module, None, set())
 
     def _begin(self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId]) -> None:
-        model = model_of(module)
+        model = self._model = model_of(module)
         data: Any = getattr(trainer, "datamodule", None)
         draft = getattr(module, "draft", None) if self.method in (None, "hass") else None
         self._measurement = CollapseMeasurement.for_model(
-            model, tokenizer_of(module, data), self.config, paired=draft is not None, folder=folder,
-            rank=trainer.global_rank,
+            model, tokenizer_of(module, data), self.config, paired=draft is not None and self.config.layer == -1,
+            folder=folder, rank=trainer.global_rank,
         )  # fmt: skip
         self._buffer = _buffer(trainer, self.method)
         if self._buffer is not None:
@@ -122,6 +120,8 @@ class CollapseCollector(Callback):
             self._partial = Path(log_dir, self.method or "", f"collapse_metrics.partial{rank}.json")
             self._partial.unlink(missing_ok=True)
         module.collect_features = True
+        if trainer.is_global_zero:
+            tell_layer(self.config.layer, draft is not None)
         name = getattr(module, "model_id", None) or str(getattr(module, "base", type(module).__name__))
         self._meta = {
             "model": module.model_name(self.method) if self.method is not None else name,
@@ -150,7 +150,7 @@ class CollapseCollector(Callback):
             if any(part.error is not None for part in parts):
                 self._count("questions_failed")
                 continue
-            found.append((mine.question.question_id, _sequences(mine)))
+            found.append((mine.question.question_id, self._sequences(mine)))
         self._record(found)
 
     def on_test_batch_end(
@@ -272,19 +272,19 @@ class CollapseCollector(Callback):
             module.collect_features = False
         if self._measurement is not None and self._buffer is None:
             self._measurement.clear()
-        self._measurement = self._buffer = None
+        self._measurement = self._buffer = self._model = None
         self._whole = True
 
-
-def _sequences(outcome: Any) -> list[FeatureSequence]:
-    """Take the features of all choices and turns out of an outcome; none if one of them has none."""
-    found = []
-    for choice, turns in enumerate(outcome.choices):
-        for turn, each in enumerate(turns):
-            features, each.generation.features = each.generation.features, None
-            if features is not None:
-                found.append(FeatureSequence.of((outcome.question.question_id, choice, turn), features))
-    return found if len(found) == sum(map(len, outcome.choices)) else []
+    def _sequences(self, outcome: Any) -> list[FeatureSequence]:
+        """Take the features of all choices and turns out of an outcome; none if one of them has none."""
+        found = []
+        for choice, turns in enumerate(outcome.choices):
+            for turn, each in enumerate(turns):
+                features, each.generation.features = each.generation.features, None
+                if features is not None:
+                    features = features_of_layer(features, self._model, self.config.layer)
+                    found.append(FeatureSequence.of((outcome.question.question_id, choice, turn), features))
+        return found if len(found) == sum(map(len, outcome.choices)) else []
 
 
 def _answered(writers: list[AnswerWriter]) -> set[QuestionId]:

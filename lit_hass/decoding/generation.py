@@ -38,6 +38,7 @@ class TokenFeatures:
         draft_features: ``[k, d]``, the draft's predictions of the base's features, those from which a token was
             proposed and accepted.
         draft_rows: ``[k]`` int64, the row of ``features`` that each of them predicts.
+        first_token: the id at position 0, which is nobody's next token; None where there is no one sequence.
     """
 
     features: Tensor
@@ -46,6 +47,7 @@ class TokenFeatures:
     rejected: Tensor
     draft_features: Tensor
     draft_rows: Tensor
+    first_token: int | None = None
 
     @classmethod
     def without_draft(cls, features: Tensor, token_ids: Tensor, states: Tensor) -> "TokenFeatures":

@@ -221,4 +221,5 @@ def _features(row: Row) -> TokenFeatures | None:
         rejected=torch.cat((none, *row.rejected)).clone(),
         draft_features=torch.cat((none, *row.drafted))[: len(drafted_rows)].clone(),
         draft_rows=torch.tensor(drafted_rows, dtype=torch.long, device=device),
+        first_token=int(row.prompt[0]),
     )

@@ -15,7 +15,7 @@ StateName = Literal["prompt", "accepted", "rejected", "bonus", "baseline"]
 #: What decides the sums themselves: a resume with another value of one of these would mix two kinds of rows.
 _DECIDES_STATE = (
     "svd_variant", "chunks", "chunk_rule", "chunk_rows", "nan_strategy", "max_samples_per_class", "hash_salt", "states",
-    "storage_dtype", "compute_token_metrics", "compute_overall_metrics", "compute_class_metrics",
+    "storage_dtype", "compute_token_metrics", "compute_overall_metrics", "compute_class_metrics", "layer",
 )  # fmt: skip
 
 
@@ -55,8 +55,10 @@ class CollapseConfig:
             null; ``"raise"`` ends the run.
         hash_salt: chooses which rows a reservoir keeps.
         states: rows of which states are taken.
-        layer: -1, the last hidden states behind the final norm, which is all that decoders give;
-            `lit_hass.features.extract_features` also takes others.
+        layer: -1, the last hidden states behind the final norm, which decoders compute anyway. Others as
+            `transformers` counts ``hidden_states`` (0 is the embeddings) cost one more forward of the base over each
+            answer and its prompt. No output layer reads them, so UNC3, NC3 and NC4's linear side are undefined there;
+            rejected rows and the draft's predictions are left out. Not for windows of a text (perplexity).
         storage_dtype: of features from the staging on; ``"auto"`` is the model's own. Statistics see what is stored.
         device_bytes: features that may wait on the model's device.
         host_bytes: rows that may be in host memory (buffered and kept).

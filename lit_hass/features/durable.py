@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lit_hass.errors import RunError
+from lit_hass.errors import RunError, UserError
 from lit_hass.features.journal import Entry, Journal, read_journal
 from lit_hass.features.measurement import CollapseMeasurement
 from lit_hass.features.sequences import FeatureSequence, on_host
@@ -72,8 +72,8 @@ class DurableFeatures:
         ensure_writable(self.folder)
         remove_leftovers(self.folder)
         found = self._found()
-        self._check_complete(found)
         wanted = set(answered)
+        self._check_complete(found, bool(wanted))
         for rank in sorted(found["snapshot"]):
             self._add_snapshot(rank)
         afresh = self.question_ids.copy()
@@ -101,15 +101,22 @@ class DurableFeatures:
                 found[match[2]].append(int(match[1]))
         return found
 
-    def _check_complete(self, found: dict[str, list[int]]) -> None:
-        """Every rank that began has a journal."""
+    def _check_complete(self, found: dict[str, list[int]], resumes: bool) -> None:
+        """Every rank that began has a journal, with rows of the same layer: they do not say which it is."""
         marker = self.folder / "ranks.json"
         if not marker.exists():
             return
         try:
-            ranks = int(json.loads(marker.read_text(encoding="utf-8"))["ranks"])
+            marked = json.loads(marker.read_text(encoding="utf-8"))
+            ranks, layer = int(marked["ranks"]), int(marked.get("layer", -1))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{marker}: is damaged; it says how many processes collected features here") from error
+        mine = self.measurement.config.layer
+        if resumes and layer != mine:
+            raise UserError(
+                f"{self.folder}: features of answered questions are of collapse.layer {layer}, now it is {mine}; "
+                "resume with that, or begin anew"
+            )
         for rank in range(ranks):
             if rank not in found["journal"]:
                 path = self._path(rank, "journal")
@@ -156,7 +163,7 @@ class DurableFeatures:
         for rank in range(ranks):
             if rank not in found["journal"]:
                 self._begin(rank)
-        write_json(self.folder / "ranks.json", {"ranks": ranks})
+        write_json(self.folder / "ranks.json", {"ranks": ranks, "layer": self.measurement.config.layer})
         for rank in found["journal"]:
             if rank < ranks:
                 self._begin(rank)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_hass.errors import RunError, UserError
 from lit_hass.features.config import CollapseConfig
 from lit_hass.features.extraction import special_ids
+from lit_hass.features.other_layers import read_layer
 from lit_hass.features.rows import RowBlock
 from lit_hass.features.scopes import SCOPES, Sums, add_rows, by_scope, kept_groups, merged, new_sums
 from lit_hass.features.sequence_chunks import sequence_chunks
@@ -92,7 +93,7 @@ class CollapseMeasurement:
     def for_model(
         cls, model: Any, tokenizer: Any = None, config: CollapseConfig = CollapseConfig(), **more: Any
     ) -> CollapseMeasurement:
-        """Make one for a `transformers` model: width and classifier are its output layer's.
+        """Make one for a `transformers` model: width and classifier are its output layer's; other layers have none.
 
         Args:
             model: with an output layer.
@@ -101,19 +102,16 @@ class CollapseMeasurement:
             more: further arguments of the class.
 
         Raises:
-            UserError: there is no output layer, or special tokens are asked for without a tokenizer.
+            UserError: there is no output layer, no such layer, or special tokens are asked for without a tokenizer.
         """
-        head = model.get_output_embeddings()
-        if head is None:
-            raise UserError(f"{type(model).__name__} has no output layer")
+        width, classes, classifier = read_layer(model, config.layer)
         which = config.special_tokens
         if tokenizer is None:
             special = () if isinstance(which, str) else tuple(which)
         else:
             special = special_ids(tokenizer, which)
-        weight = head.weight
-        settings = {"special": special, "num_classes": weight.shape[0], "token_name": token_names(tokenizer), **more}
-        return cls(weight.shape[1], config, lambda: model.get_output_embeddings().weight, **settings)
+        settings = {"special": special, "num_classes": classes, "token_name": token_names(tokenizer), **more}
+        return cls(width, config, classifier, **settings)
 
     def clear(self, files: bool = True) -> None:
         """Forget everything and let go of its memory; with ``files`` also delete spilled rows."""
@@ -272,7 +270,8 @@ class CollapseMeasurement:
             UserError: it was made with other settings; names them.
             RunError: its spilled rows are gone.
         """
-        mine, theirs = self.identity(), plain["identity"]
+        # Earlier versions had the last layer only, and did not say so.
+        mine, theirs = self.identity(), {"layer": -1, **plain["identity"]}
         differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if differing:
             shown = "; ".join(f"{name}: was {theirs.get(name)!r}, now {mine.get(name)!r}" for name in differing)

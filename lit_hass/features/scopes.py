@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_hass.errors import RunError
 from lit_hass.features.config import CollapseConfig
+from lit_hass.features.other_layers import unread_values
 from lit_hass.features.rows import RowBlock
 from lit_hass.features.sequences import PROMPT, REJECTED
 from lit_hass.memory_errors import is_out_of_memory
@@ -163,7 +164,8 @@ def result_of(sums: Sums, config: CollapseConfig) -> ScopeResult:
             result.values = {name: float(value) for name, value in sums.compute().items()}
             details = sums.compute_details()
         sums._computed = None
-        result.undefined = dict(details["undefined"])
+        values, reasons = unread_values(config, sums.num_features)
+        result.values, result.undefined = result.values | values, {**details["undefined"], **reasons}
         keys = ("classes_seen", "classes_eligible", "n_duplicate_pairs", "n_equal_mean_pairs", "n_zero_mean")
         result.counts |= {key: details[key] for key in (*keys, "n_zero_rows", "n_zero_classifier") if key in details}
         result.classes = sums.eligible()

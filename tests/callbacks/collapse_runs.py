@@ -51,18 +51,19 @@ def ask(folder: Path, n: int) -> Path:
     return path
 
 
-def offline(base, questions, answers, turns=1):
+def offline(base, questions, answers, turns=1, layer=-1):
     """Metrics of the rows of every recorded answer, by one plain forward each; and their chunks.
 
-    By scope: the values of a metric that got all rows at once, its details, and values by nothing but numpy.
+    By scope: the values of a metric that got all rows at once, its details, and values by nothing but numpy. Of another
+    layer than the last without what needs the output layer.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     special = {*tokenizer.all_special_ids}
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    head = model.get_output_embeddings().weight.detach()
+    head = model.get_output_embeddings().weight.detach() if layer == -1 else None
     scopes = {
-        name: CollapseMetrics(head.shape[1], head, keep_rows=True, ignore_ids=special)
+        name: CollapseMetrics(model.config.hidden_size, head, keep_rows=True, ignore_ids=special)
         for name in ("overall", "prompt", "answer")
     }
     chunks: dict = {}
@@ -77,7 +78,7 @@ def offline(base, questions, answers, turns=1):
                 messages.append({"role": "assistant", "content": choice["turns"][turn]})
                 ids = torch.tensor([[*prompt, *choice["output_ids"][turn]]])
                 with torch.no_grad():
-                    hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, :-1]
+                    hidden = model(ids, output_hidden_states=True).hidden_states[layer][0, :-1]
                 n, targets = len(prompt), ids[0, 1:]
                 for scope, part in (("overall", slice(None)), ("prompt", slice(n)), ("answer", slice(n, None))):
                     rows[scope].append((hidden[part], targets[part]))
