@@ -100,4 +100,4 @@ def test_validation_on_two_ranks_is_that_on_one(tiny_base, tmp_path) -> None:
     for ranks in (1, 2):
         run(FIT, tiny_base, tmp_path, ranks)
     one, two = (json.loads((tmp_path / f"metrics{ranks}.json").read_text()) for ranks in (1, 2))
-    assert len(one) == 7 and two == pytest.approx(one, rel=1e-5)
+    assert len(one) == 8 and two == pytest.approx(one, rel=1e-5)
