@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import signal
-import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lit_hass.errors import RunError, UserError
+from callbacks.shard_writing import ShardWriting
+from lit_hass.errors import UserError
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import (
     AnswerRecord,
     ChoiceRecord,
-    FolderLock,
     QuestionId,
     RunFolder,
     RunKey,
     ShardWriter,
     TurnRecord,
     claim,
-    ensure_writable,
     failed_answer,
     iter_intact,
     merge_shards,
@@ -38,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class AnswerWriter(Callback):
+class AnswerWriter(ShardWriting):
     """Write each question's answers into the run's folder, once, whatever happens to the run.
 
     While the run goes on, rank ``r`` appends to ``answers.rank{r}.jsonl``, flushed to the disk after each batch. At its
@@ -62,12 +57,10 @@ class AnswerWriter(Callback):
 
     def __init__(self, method: str | None = None) -> None:
         """See the class."""
+        super().__init__()
         self.method = method
         self.failed_ids: list[QuestionId] = []
         self.folder = Path()
-        self.merged = False
-        self._lock: FolderLock | None = None
-        self._shard: ShardWriter | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Refuse a folder that belongs to another run, without changing anything in it.
@@ -100,31 +93,10 @@ class AnswerWriter(Callback):
         self.merged = False
         # Reading log_dir is a collective call: every rank does it, here and nowhere else.
         folder = _part(Path(trainer.log_dir or trainer.default_root_dir), self.method)
-
-        def take() -> Path:
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]
-                # A trial of a few batches: its answers are no run, and nothing may take them for one.
-                return Path(tempfile.mkdtemp(prefix="lit-hass-"))
-            ensure_writable(folder)
-            self._lock = FolderLock(folder).acquire()
-            try:
-                claim(folder, _settings(trainer, pl_module, _datamodule(trainer), self.method))
-            except (UserError, RunError):
-                self._release()
-                raise
-            return folder
-
-        self.folder = on_rank_zero(trainer, take)
+        self.folder = self._take(
+            trainer, folder, lambda: claim(folder, _settings(trainer, pl_module, _datamodule(trainer), self.method))
+        )
         self._shard = ShardWriter(self.folder, trainer.global_rank)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let SIGTERM end the process.
-
-        Lightning notes the signal and goes on, in predict to the end. Every answer is on the disk when its batch is
-        done, so ending at once loses no more than the answers in flight, and a rank that waits for a dead one ends too.
-        """
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(
         self,
@@ -148,15 +120,11 @@ class AnswerWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for all ranks, then merge their shards (rank 0)."""
-        assert self._shard is not None
-        self._shard.close()
-        try:
-            trainer.strategy.barrier("answers written")
-        except RuntimeError as error:  # how torch reports that a peer is gone
-            raise RunError(
-                "another process of this run ended before it was done (its error stands above); what is answered "
-                f"is kept in {self.folder}: run the same command with its version to resume"
-            ) from error
+        self._await_ranks(
+            trainer,
+            "answers written",
+            f"what is answered is kept in {self.folder}: run the same command with its version to resume",
+        )
         order = _datamodule(trainer).question_ids
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
@@ -171,24 +139,6 @@ class AnswerWriter(Callback):
 
         on_rank_zero(trainer, merge)
         self.merged = True
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the folder."""
-        self._release()
-        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the folder; what is written stays, and can be resumed."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
 
 def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import signal
-import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_hass.errors import RunError, UserError
+from callbacks.shard_writing import ShardWriting
+from lit_hass.errors import UserError
 from lit_hass.ranks import on_rank_zero
-from lit_hass.records import FolderLock, RunKey, ShardWriter, claim, ensure_writable, read_key, write_json
+from lit_hass.records import RunKey, claim, read_key, write_json
 from lit_hass.records.predictions import PredictionFolder, kept_of
 from lit_hass.reports.rationale_statistics import rationale_statistics, rationale_summary
 
 log = logging.getLogger(__name__)
 
 
-class CorrectDataWriter(Callback):
+class CorrectDataWriter(ShardWriting):
     """Write each question's prediction into the run's folder, once, and what is worth training on beside them.
 
     While the run goes on, rank ``r`` appends to ``predictions.rank{r}.jsonl``, flushed to the disk after each batch. At
@@ -43,12 +40,10 @@ class CorrectDataWriter(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         """See the class."""
+        super().__init__()
         self.folder = folder
         self.path = Path()
-        self.merged = False
         self.statistics: dict[str, Any] = {}
-        self._lock: FolderLock | None = None
-        self._shard: ShardWriter | None = None
 
     def check(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """Refuse a folder that belongs to another run, without changing anything in it.
@@ -70,31 +65,17 @@ class CorrectDataWriter(Callback):
         self.merged = False
         # Reading log_dir is a collective call: every rank does it.
         place = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
-
-        def take() -> Path:
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]
-                return Path(tempfile.mkdtemp(prefix="lit-hass-"))
-            ensure_writable(place)
-            self._lock = FolderLock(place).acquire()
-            try:
-                folder = PredictionFolder(place)
-                claim(place, _settings(trainer, pl_module, _data(trainer)), (folder.predictions, *folder.shards()))
-            except (UserError, RunError):
-                self._release()
-                raise
-            return place
-
-        self.path = on_rank_zero(trainer, take)
+        there = PredictionFolder(place)
+        self.path = self._take(
+            trainer,
+            place,
+            lambda: claim(place, _settings(trainer, pl_module, _data(trainer)), (there.predictions, *there.shards())),
+        )
         folder = PredictionFolder(self.path)
         # One rank reads and tells the others: a rank that read by itself could already see what a faster one has just
         # written, and the ranks would share out different lists.
         _data(trainer).is_done = lambda: on_rank_zero(trainer, lambda: set(folder.completed()))
         self._shard = folder.writer(trainer.global_rank)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let SIGTERM end the process: what is predicted is on the disk (see `AnswerWriter`)."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(
         self,
@@ -111,15 +92,11 @@ class CorrectDataWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for all ranks, then merge their shards and summarise them (rank 0)."""
-        assert self._shard is not None
-        self._shard.close()
-        try:
-            trainer.strategy.barrier("predictions written")
-        except RuntimeError as error:  # how torch reports that a peer is gone
-            raise RunError(
-                "another process of this run ended before it was done (its error stands above); what is predicted is "
-                f"kept in {self.path}: run the same command again to resume"
-            ) from error
+        self._await_ranks(
+            trainer,
+            "predictions written",
+            f"what is predicted is kept in {self.path}: run the same command again to resume",
+        )
         data = _data(trainer)
 
         def merge() -> None:
@@ -146,24 +123,6 @@ class CorrectDataWriter(Callback):
                 logger.log_metrics(scalars, step=0)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("wrote %s, %d of them to train on", self.path, kept)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the folder."""
-        self._release()
-        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
-            shutil.rmtree(self.path, ignore_errors=True)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the folder; what is written stays, and can be resumed."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
 
 def _data(trainer: Trainer) -> Any:

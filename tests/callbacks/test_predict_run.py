@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import AnswerWriter, GenerationProgressBar, GenerationStatistics
+from callbacks import AnswerWriter, CorrectDataWriter, GenerationProgressBar, GenerationStatistics
 from lit_hass.data import QuestionDataModule
 from lit_hass.errors import UserError
 from lit_hass.modules import GenerationModule
@@ -222,3 +222,14 @@ def test_a_model_s_weights_are_part_of_the_key(tiny_base, tmp_path, questions) -
     model.save_pretrained(changed)
     with pytest.raises(UserError, match=r"other settings .model\.base: was"):
         run(changed, tmp_path, questions)
+
+
+@pytest.mark.parametrize("writer", [AnswerWriter, CorrectDataWriter])
+def test_a_trial_that_took_no_folder_removes_none(writer, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("precious.txt").write_text("mine")
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False)
+    callback = writer()
+    callback.setup(trainer, None, "fit")  # a writer has nothing to do in a fit
+    callback.teardown(trainer, None, "fit")
+    assert Path("precious.txt").read_text() == "mine"
