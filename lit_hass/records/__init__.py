@@ -14,7 +14,7 @@ from lit_hass.records.atomic import (
     write_lines,
     write_text,
 )
-from lit_hass.records.json_lines import QuestionId, read_objects
+from lit_hass.records.json_lines import QuestionId, read_object, read_objects
 from lit_hass.records.lock import FolderLock
 from lit_hass.records.questions import Question, questions_digest, read_questions, select_questions
 from lit_hass.records.run_folder import RunFolder
@@ -43,6 +43,7 @@ __all__ = (
     "questions_digest",
     "read_answers",
     "read_key",
+    "read_object",
     "read_objects",
     "read_questions",
     "remove_leftovers",

@@ -20,6 +20,23 @@ def is_question_id(value: object) -> TypeGuard[QuestionId]:
     return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.strip() != "")
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a file that holds one JSON object; None where there is no file.
+
+    Raises:
+        UserError: It cannot be read or holds something else; names the file.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return found
+
+
 def parse_object(line: bytes) -> dict[str, Any]:
     """Parse one line that must hold a JSON object.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_hass.errors import UserError
+from lit_hass.records import read_object
 from lit_hass.reports.collapse_analysis import CollapseAnalyzer
 
 #: The metrics of a run, and what is made of them.
@@ -113,16 +113,16 @@ def _read_run(path: Path, label: str) -> ReportedRun:
         folder = path / part
         own = "/".join(filter(None, (label, part))) or path.resolve().name
         subjects += _read_subjects(folder, own)
-        found = _read_object(folder / "statistics.json")
+        found = read_object(folder / "statistics.json")
         if found is not None:
             statistics[own] = found
-    comparison = _read_object(path / "comparison.json")
+    comparison = read_object(path / "comparison.json")
     if comparison is not None and not _OF_COMPARISON <= comparison.keys():
         missing = ", ".join(sorted(_OF_COMPARISON - comparison.keys()))
         raise UserError(
             f"{path / 'comparison.json'}: is no comparison that compare or evaluate wrote, it has no {missing}"
         )
-    resources = _read_object(path / RESOURCES_FILE)
+    resources = read_object(path / RESOURCES_FILE)
     ranks = [] if resources is None else resources.get("ranks")
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) and "rank" in rank for rank in ranks):
         raise UserError(f"{path / RESOURCES_FILE}: holds no resources that ResourceMonitor wrote")
@@ -138,7 +138,7 @@ def _read_subjects(folder: Path, label: str) -> list[CollapseSubject]:
     files = [whole] if whole.exists() else sorted(folder.glob(_PARTIAL_FILES))
     subjects = []
     for path in files:
-        metrics = _read_object(path)
+        metrics = read_object(path)
         try:
             analysis = CollapseAnalyzer().analyze_collapse_metrics(metrics or {})
         except UserError as error:
@@ -147,18 +147,6 @@ def _read_subjects(folder: Path, label: str) -> list[CollapseSubject]:
         own = label if path == whole else f"{label} ({' of '.join(filter(None, ('part', process)))})"
         subjects.append(CollapseSubject(own, folder, metrics or {}, analysis))
     return subjects
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return found
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

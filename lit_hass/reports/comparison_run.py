@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from lit_hass.records import (
     questions_digest,
     read_answers,
     read_key,
+    read_object,
     read_questions,
 )
 
@@ -123,9 +123,9 @@ def read_run(path: str | os.PathLike[str]) -> ComparedRun:
         path,
         answers,
         None if key is None else dict(key.settings),
-        _read_object(folder.statistics),
+        read_object(folder.statistics),
         folder.is_finished,
-        _read_object(path / "collapse_metrics.json"),
+        read_object(path / "collapse_metrics.json"),
     )
 
 
@@ -135,18 +135,6 @@ def _unambiguous(path: Path, answers: list[dict[str, Any]]) -> list[dict[str, An
         if len(set(indices)) < len(indices):
             raise UserError(f"{path}: question {answer['question_id']!r} has two choices of the same index")
     return answers
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return found
 
 
 def read_categories(runs: Sequence[ComparedRun]) -> tuple[dict[QuestionId, str], str | None]:
