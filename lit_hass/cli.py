@@ -132,6 +132,8 @@ class LitHassCLI(LightningCLI):
         Raises:
             UserError: the first thing that cannot be used.
         """
+        if hasattr(self.model, "check_trainer"):
+            self.model.check_trainer(self.trainer)
         if hasattr(self.model, "check"):
             self.model.check()
         if hasattr(self.datamodule, "check"):

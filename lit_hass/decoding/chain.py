@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lit_hass.decoding.autoregressive import AutoregressiveDecoder
 from lit_hass.models import DraftCache, DraftModel
+from lit_hass.numerics import plain_numbers
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def known_answers(
     return known
 
 
+@plain_numbers()
 @torch.no_grad()
 def draft_chain(
     draft: DraftModel,

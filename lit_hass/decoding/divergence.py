@@ -6,6 +6,7 @@ from torch import Tensor
 from lit_hass.decoding.forward import BaseForward
 from lit_hass.decoding.noise import gumbel_noise
 from lit_hass.decoding.sampling import SamplingConfig, process_logits
+from lit_hass.numerics import plain_numbers
 
 
 def first_divergence(ours: Tensor, theirs: Tensor) -> int | None:
@@ -17,6 +18,7 @@ def first_divergence(ours: Tensor, theirs: Tensor) -> int | None:
     return None if len(ours) == len(theirs) else shared
 
 
+@plain_numbers()
 @torch.inference_mode()
 def top_two_gap(forward: BaseForward, ids: Tensor, sampling: SamplingConfig, seed: int | None = None) -> float:
     """How far the best token behind a sequence is ahead of the second one, in the scores that choose it.

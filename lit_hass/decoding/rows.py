@@ -14,6 +14,7 @@ from lit_hass.decoding.generation import Generation, StopReason, TokenFeatures, 
 from lit_hass.decoding.noise import check_seeds
 from lit_hass.decoding.prompts import check_prompts
 from lit_hass.decoding.sampling import GREEDY, PREFIX_PAD, SamplingConfig
+from lit_hass.numerics import plain_numbers
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Decoder(ABC):
         seeds: Sequence[int] | None = None,
         collect_features: bool = False,
     ) -> list[Generation]:
-        """Answer the prompts, all in one batch.
+        """Answer the prompts, all in one batch, in the dtype of the weights (see `plain_numbers`).
 
         Args:
             prompts: 1-D int64 tensors of any lengths, on any device.
@@ -114,7 +115,7 @@ class Decoder(ABC):
         rows = [Row(i, p, s, n) for i, (p, s, n) in enumerate(zip(prompts, row_seeds, limits, strict=True))]
         stop = frozenset(stop_ids)
         for batch in self._batches([row for row in rows if row.limit > 0]):
-            with torch.inference_mode():
+            with plain_numbers(), torch.inference_mode():
                 self._decode(batch, sampling, stop, collect_features)
         return [_finish(row, stop, collect_features) for row in rows]
 

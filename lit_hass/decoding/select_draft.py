@@ -11,6 +11,7 @@ from lit_hass.decoding.lean_draft import LeanDraft
 from lit_hass.decoding.tree_config import TreeConfig
 from lit_hass.errors import UserError
 from lit_hass.models import DraftModel
+from lit_hass.numerics import plain_numbers
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def check_pair(forward: BaseForward, draft: DraftModel, tree: TreeConfig) -> Non
         raise UserError(f"tree.top_k is {tree.top_k}, the vocabulary has {forward.vocab_size} tokens only")
 
 
+@plain_numbers()
 def make_draft_forward(draft: DraftModel) -> DraftForward:
     """Return the hand-written forward where the draft's kind allows and its numbers agree, else the module's own.
 

@@ -13,12 +13,14 @@ from lit_hass.decoding.lean import LeanForward
 from lit_hass.decoding.lean_weights import unsupported
 from lit_hass.decoding.slot_forward import SlotForward
 from lit_hass.errors import UserError
+from lit_hass.numerics import plain_numbers
 
 log = logging.getLogger(__name__)
 
 _LONG, _SHORT = 8, 5
 
 
+@plain_numbers()
 def make_forward(model: PreTrainedModel) -> BaseForward:
     """Return the fastest forward that reproduces ``model``'s own logits.
 
@@ -52,6 +54,7 @@ def make_forward(model: PreTrainedModel) -> BaseForward:
     return own
 
 
+@plain_numbers()
 def make_tree_forward(model: PreTrainedModel) -> TreeForward:
     """Return the fastest forward that verifies draft trees on ``model`` as plain forwards of each path would.
 

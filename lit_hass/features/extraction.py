@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.numerics import plain_numbers
 
 
+@plain_numbers()
 def extract_features(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, layer: int = -1
 ) -> tuple[Tensor, Tensor]:

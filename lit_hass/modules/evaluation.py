@@ -102,6 +102,7 @@ class EvaluationModule(GenerationModule):
         """Answer a batch of questions with both methods; a question fails for each by itself."""
         if not batch.questions:
             return []
+        self._prove_on(batch)
         if not self._warm:
             for decoder in self._decoders.values():
                 self.decoder = decoder
@@ -120,6 +121,9 @@ class EvaluationModule(GenerationModule):
             EvaluationOutcome(dict(zip(self.methods, outcomes, strict=True)))
             for outcomes in zip(*(parts[method] for method in self.methods), strict=True)
         ]
+
+    def _all_decoders(self) -> Sequence[Decoder]:
+        return list(self._decoders.values())
 
     def _measure(self, batch: QuestionBatch) -> dict[str, list[QuestionOutcome]]:
         """Answer with both methods in turn, `repeats` times, and take each turn's median."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lit_hass.decoding import AutoregressiveDecoder, make_forward
 from lit_hass.modules.feature_cache import FeatureCache
+from lit_hass.numerics import plain_numbers
 
 
 class FrozenBase:
@@ -41,6 +42,8 @@ class FrozenBase:
     def features(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, L, H]`` hidden states after the final norm of ``[B, L]`` ids, padded on the right.
 
+        In the base's own dtype, as decoding gives them, whatever precision the training around it has.
+
         The pads need no mask: no token before them sees them, and nobody reads their features.
 
         With a cache and ``lengths``, ``[B]`` tokens of each sequence, those that it has are read, and the others are
@@ -68,6 +71,7 @@ class FrozenBase:
             result[i, : len(states)] = states
         return result
 
+    @plain_numbers()
     def _compute(self, input_ids: Tensor) -> Tensor:
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lit_hass.decoding import (
     derive_seed,
 )
 from lit_hass.decoding.lean import LeanForward
+from lit_hass.decoding.witness import prove
 from lit_hass.errors import RunError, UserError
 from lit_hass.models import (
     check_base,
@@ -37,6 +39,7 @@ from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOut
 from lit_hass.modules.memory import peak_memory, reset_peak_memory
 from lit_hass.modules.out_of_memory import batch_that_fits, is_out_of_memory
 from lit_hass.modules.threads import choose_threads
+from lit_hass.modules.trainer_precision import refuse_trainer_precision
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class GenerationModule(LightningModule):
         self.decoder: Decoder | None = None
         self._stop_ids: tuple[int, ...] = ()
         self._context: int | None = None
-        self._warm = False
+        self._warm = self._proved = False
 
     def check(self) -> None:
         """Refuse a base or a draft that cannot be loaded, before anything is loaded.
@@ -116,8 +119,13 @@ class GenerationModule(LightningModule):
         if self.draft is not None:
             check_draft(self.draft, self.base)
 
+    def check_trainer(self, trainer: Any) -> None:
+        """Refuse a Trainer whose precision the answers would not have; see `refuse_trainer_precision`."""
+        refuse_trainer_precision(trainer)
+
     def setup(self, stage: str) -> None:
-        """Check the base before the model is built."""
+        """Check Trainer and base before the model is built."""
+        self.check_trainer(self._trainer)
         self.check()
 
     def configure_model(self) -> None:
@@ -142,20 +150,44 @@ class GenerationModule(LightningModule):
             self.decoder = SpeculativeDecoder(model, load_draft(self.draft, model), self.tree)
 
     def on_predict_start(self) -> None:
-        """Each run warms up anew."""
-        self._warm = self.warmup == 0
+        """Each run proves its decoders and warms up anew."""
+        self._warm, self._proved = self.warmup == 0, False
 
     def predict_step(self, batch: QuestionBatch, batch_idx: int) -> list[QuestionOutcome]:
         """Answer all turns and choices of a batch of questions.
 
         A question that fails (its prompt outgrows the context in a later turn, or the model yields no number) has an
         ``error`` in its outcome; the others of the batch go on.
+
+        Raises:
+            RunError: memory was short, or before the first answer: the decoder does not say what its base says.
         """
         if not batch.questions:
             return []
+        self._prove_on(batch)
         if not self._warm:
             self._warm_up(batch)
         return self._run(batch)
+
+    def _prove_on(self, batch: QuestionBatch) -> None:
+        """Before the first answer, compare all decoders with the base's own forward on the batch's first prompt."""
+        if self._proved:
+            return
+        try:
+            self._prove([batch.prompting.encode(question.turns[:1], []) for question in batch.questions])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(self._too_large(batch, error)) from error
+
+    def _prove(self, prompts: Sequence[torch.Tensor]) -> None:
+        """The first prompt that can prove anything counts; where none can, the next batch is asked."""
+        fitting = [p for p in prompts if len(p) and (self._context is None or len(p) < self._context)]
+        self._proved = all(any(prove(decoder, prompt) for prompt in fitting) for decoder in self._all_decoders())
+
+    def _all_decoders(self) -> Sequence[Decoder]:
+        assert self.decoder is not None
+        return [self.decoder]
 
     def _run(self, batch: QuestionBatch) -> list[QuestionOutcome]:
         """Answer a batch with the present decoder."""

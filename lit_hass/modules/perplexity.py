@@ -18,6 +18,7 @@ from lit_hass.metrics import Perplexity
 from lit_hass.metrics.exact_states import ordinary_tensors
 from lit_hass.models import check_base, load_base, model_digest, parse_dtype
 from lit_hass.modules.threads import choose_threads
+from lit_hass.modules.trainer_precision import refuse_trainer_precision
 from lit_hass.modules.window_scorer import ScoredWindows, WindowScorer
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,17 @@ class PerplexityModule(LightningModule):
         parse_dtype(self.base_dtype)
         check_base(self.base)
 
+    def check_trainer(self, trainer: Any) -> None:
+        """Refuse a Trainer whose precision the likelihoods would not have; see `refuse_trainer_precision`."""
+        refuse_trainer_precision(trainer)
+
     def setup(self, stage: str) -> None:
         """Make a metric for each recipe of the plan.
 
         Raises:
-            UserError: the base cannot be used, or there is no `PerplexityDataModule`.
+            UserError: the base cannot be used, there is no `PerplexityDataModule`, or the Trainer has a precision.
         """
+        self.check_trainer(self.trainer)
         self.check()
         data, plan = self._data()
         self._names = [*data.scored, *(f"ladder step {i}" for i in range(len(data.rungs)))]

@@ -72,13 +72,16 @@ class RationaleModule(GenerationModule):
         """Answer a batch.
 
         Raises:
-            RunError: the device's memory was too small; says which batch would fit.
+            RunError: the device's memory was too small; says which batch would fit. Or, before the first answer: the
+                decoder does not say what its base says.
         """
         if not batch.rows:
             return []
         assert self.decoder is not None
         seeds = [derive_seed(self.seed, self.iteration, int(row.hinted), row.question.id) for row in batch.rows]
         try:
+            if not self._proved:
+                self._prove(batch.prompts)
             generations = self.decoder.generate(
                 batch.prompts, self.max_new_tokens, self.sampling, self._stop_ids, seeds, self.collect_features
             )

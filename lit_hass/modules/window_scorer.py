@@ -15,6 +15,7 @@ from lit_hass.data.perplexity_plan import WindowBatch
 from lit_hass.decoding.hf_forward import HFForward
 from lit_hass.errors import UserError
 from lit_hass.metrics.perplexity import token_nll
+from lit_hass.numerics import plain_numbers
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class ScoredWindows:
 
 
 class WindowScorer:
-    """Scores windows with any decoder-only model; usable without a Trainer.
+    """Scores windows with any decoder-only model, in the dtype of its weights; usable without a Trainer.
 
     The model's own decoder reads the windows, without a mask (no scored token sees the padding), and its output layer
     reads the scored rows only, a piece at a time, with whatever the model does behind it (scaling, soft caps). Where
@@ -51,6 +52,7 @@ class WindowScorer:
         rows: rows of logits that exist at a time; None chooses by vocabulary and device.
     """
 
+    @plain_numbers()
     def __init__(self, model: PreTrainedModel, rows: int | None = None) -> None:
         self.model = model
         self._verified, self._width = False, 0
@@ -72,6 +74,7 @@ class WindowScorer:
         """Whether hidden states and logits can be had one after the other."""
         return self._head is not None
 
+    @plain_numbers()
     @torch.inference_mode()
     def __call__(self, batch: WindowBatch) -> ScoredWindows:
         """Score a batch that is on the model's device; one without windows gives nothing."""

@@ -171,3 +171,10 @@ def test_the_config_is_the_package_s():
     """``configs/evaluate.yaml`` shows what ``lit-hass evaluate`` begins with anyway."""
     shown = yaml.safe_load((ROOT / "configs" / "evaluate.yaml").read_text(encoding="utf-8"))
     assert shown == yaml.safe_load(EVALUATE.read_text(encoding="utf-8"))
+
+
+def test_a_precision_of_the_trainer_is_refused_before_anything_is_made(evaluate, questions):
+    for precision in ("bf16-mixed", "16-true"):
+        result = evaluate("--data.questions", questions(1), "--trainer.precision", precision)
+        assert result.status == 2 and "--model.dtype" in result.err and len(result.err.splitlines()) == 1
+    assert not Path("logs").exists()

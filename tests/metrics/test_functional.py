@@ -23,7 +23,7 @@ from lit_hass.metrics.functional import (
     structure_error,
     unc3,
 )
-from lit_hass.metrics.functional.precision import exact_matmul
+from lit_hass.numerics import plain_numbers
 
 
 def normal(*shape, seed=0):
@@ -214,7 +214,7 @@ def test_fast_matrix_products_are_off_only_inside():
         inside = torch.backends.cuda.matmul
         name = "fp32_precision" if hasattr(inside, "fp32_precision") else "allow_tf32"
         outside = getattr(inside, name)
-        with exact_matmul():
+        with plain_numbers():
             assert getattr(inside, name) in ("ieee", False)
         assert getattr(inside, name) == outside and torch.get_float32_matmul_precision() == "high"
     finally:

@@ -15,6 +15,7 @@ from lit_hass.models import load_base
 from lit_hass.modules import PerplexityModule
 from lit_hass.modules.window_scorer import WindowScorer
 from tests.perplexity_bases import make_base, write_text
+from tests.surroundings import SURROUNDINGS
 
 #: Families whose logits come about in different ways: plain, scaled, capped, learned positions, no attention at all.
 FAMILIES = {
@@ -112,11 +113,12 @@ def test_a_model_that_cannot_be_taken_apart_is_called_as_a_whole(tmp_path, text,
         run(base, text, collecting)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "32-true"])
-def test_sums_stay_exact_whatever_the_trainer_says(tmp_path, text, precision: str) -> None:
+@pytest.mark.parametrize("around", ["bf16-true", "16-true", "bf16-mixed"])
+def test_sums_stay_exact_whatever_is_set_around_them(tmp_path, text, around: str) -> None:
     base = make_base(tmp_path / "base")
     expected = run(base, text)[1].outcomes[0]
-    _, module = run(base, text, trainer={"precision": precision})
+    with SURROUNDINGS[around]():
+        _, module = run(base, text)
     assert module.metrics[0].nll.dtype == torch.float64 and module.metrics[0].tokens.dtype == torch.int64
     assert module.outcomes[0]["nll"] == pytest.approx(expected["nll"], rel=1e-9)  # the base is not Lightning's to cast
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_hass.metrics.functional.precision import exact_matmul
+from lit_hass.numerics import plain_numbers
 
 # Scores held at a time: 256 MiB of float64.
 _SCORE_NUMBERS = 2**25
@@ -46,7 +46,7 @@ def nc4_counts(
     linear = None if classifier is None else classifier.to(torch.float64)
     width = max(len(class_ids), 0 if vocabulary is None else len(vocabulary))
     block = max(1, _SCORE_NUMBERS // width)
-    with exact_matmul():
+    with plain_numbers():
         for start in range(0, len(features), block):
             ids = token_ids[start : start + block].to(class_ids.device)
             place = torch.searchsorted(class_ids, ids).clamp_(max=len(class_ids) - 1)

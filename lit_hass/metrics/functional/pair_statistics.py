@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_hass.errors import UserError
 from lit_hass.metrics.functional.moments import Moments
-from lit_hass.metrics.functional.precision import exact_matmul
+from lit_hass.numerics import plain_numbers
 
 Duplicates = Literal["skip", "inf", "clamp"]
 Kernel = Literal["log", "riesz"]
@@ -154,7 +154,7 @@ def product_statistics(
         rows = rows[norms > 0] / norms[norms > 0, None]
     moments = Moments()
     low = rows.to(tile_dtype or _dtype_for(len(rows)))
-    with exact_matmul():
+    with plain_numbers():
         for i, j in _tiles(len(rows), tile, rows.device):
             values = low[i] @ low[j].T
             if deviation_from is not None:
@@ -219,7 +219,7 @@ def _distance_moments(
     low = rows.to(tile_dtype)
     lengths = rows.square().sum(1)
     moments, found = Moments(), 0
-    with exact_matmul():
+    with plain_numbers():
         for i, j in _tiles(len(rows), tile, rows.device):
             scale = (lengths[i, None] + lengths[None, j]).to(tile_dtype)
             squared = torch.addmm(scale, low[i], low[j].T, alpha=-2)
