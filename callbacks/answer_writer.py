@@ -173,6 +173,7 @@ def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord
         stop_reason=generation.stop_reason,
         seed=turn.seed,
         prompt_tokens=turn.prompt_tokens,
+        prompt_digest=turn.prompt_digest,
         batch_rows=turn.batch_rows,
         time_share=turn.time_share,
         exact_match=turn.matches(reference[index]) if index < len(reference) else None,

@@ -21,6 +21,7 @@ from lit_hass.data.commonsense_qa_questions import (
 from lit_hass.data.prompt_batches import PromptBatch, PromptRow, left_padded, longest_first, padding_waste
 from lit_hass.errors import UserError
 from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
+from lit_hass.records import prompts_digest
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +244,7 @@ class CommonsenseQADataModule(LightningDataModule):
             "shots": hashlib.sha256("\0".join(self._shots).encode()).hexdigest()[:16] if self._shots else None,
             "hints": self.hints,
             "max_length": self.max_length,
+            "prompts": prompts_digest(row.ids for row in self.rows),
             "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),
         }
 

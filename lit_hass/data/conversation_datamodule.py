@@ -159,7 +159,7 @@ def _with_answer(prompting: Prompting, turns: Sequence[str], answers: Sequence[s
     messages = []
     for turn, answer in zip(turns, answers, strict=True):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = prompting.render(messages, generation_prompt=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

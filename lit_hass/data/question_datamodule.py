@@ -20,6 +20,7 @@ from lit_hass.records import (
     Question,
     QuestionId,
     completed_ids,
+    prompts_digest,
     questions_digest,
     read_questions,
     select_questions,
@@ -63,6 +64,8 @@ class QuestionDataModule(LightningDataModule):
         plain_template: for ``"plain"``, a text with ``{turn}`` in it.
         separator: for ``"plain"``, what stands between turns.
         tokenizer: folder or name, when it is not the base's.
+        date: what a chat template that asks for the date is told, such as 2026-11-28; None is today. A run is resumed,
+            and compared with another, by the date it began with.
 
     Raises:
         UserError: from `check` and `setup`, see there.
@@ -80,6 +83,7 @@ class QuestionDataModule(LightningDataModule):
         plain_template: str = "{turn}",
         separator: str = "\n\n",
         tokenizer: str | None = None,
+        date: str | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -91,9 +95,10 @@ class QuestionDataModule(LightningDataModule):
         self.num_choices, self.batch_size = num_choices, batch_size
         self.template, self.system_prompt = template, system_prompt
         self.plain_template, self.separator = plain_template, separator
-        self.tokenizer_name = tokenizer
+        self.tokenizer_name, self.date = tokenizer, date
         self.questions: list[Question] = []
         self.prompting: Prompting | None = None
+        self._prompts = ""
 
     @property
     def question_ids(self) -> list[QuestionId]:
@@ -122,24 +127,31 @@ class QuestionDataModule(LightningDataModule):
         if not isinstance(tokenizer, str):
             raise UserError("the questions need a tokenizer: give --data.tokenizer, or a module with a base")
         prompting = Prompting(
-            load_tokenizer(tokenizer), self.template, self.system_prompt, self.plain_template, self.separator
+            load_tokenizer(tokenizer), self.template, self.system_prompt, self.plain_template, self.separator, self.date
         )
         limit = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
+        prompts = []
         for question in questions:
             where = f"{path}:{question.line}: question {question.question_id!r}"
             try:
-                length = len(prompting.encode(question.turns[:1], ()))
+                first = prompting.encode(question.turns[:1], ())
+                prompts.append(first.tolist())
                 # The answers are not known yet; that the template takes such a conversation is.
-                prompting.text(question.turns, ["answer"] * (len(question.turns) - 1))
+                if len(question.turns) > 1:
+                    whole = prompting.encode(question.turns, ["answer"] * (len(question.turns) - 1))
+                    prompts.append(whole.tolist())
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
+            length = len(first)
             if length == 0:
                 raise UserError(f"{where} has an empty prompt after tokenisation")
             if limit is not None and length >= limit:
                 raise UserError(
                     f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit}"
                 )
-        self.questions, self.prompting = questions, prompting
+        if prompting.encode(questions[0].turns[:1], ()).tolist() != prompts[0]:
+            raise UserError(f"{tokenizer}: the chat template gives another prompt for the same question each time")
+        self.questions, self.prompting, self._prompts = questions, prompting, prompts_digest(prompts)
 
     def prepare_data(self) -> None:
         """Check the input once per machine, before a logger or a model is touched."""
@@ -147,9 +159,17 @@ class QuestionDataModule(LightningDataModule):
             self.check(self.trainer.lightning_module)
 
     def setup(self, stage: str) -> None:
-        """Read questions and tokenizer (see `check`)."""
-        if self.trainer is not None:
-            self.check(self.trainer.lightning_module)
+        """Read questions and tokenizer (see `check`); all ranks by the date of rank 0."""
+        trainer = self.trainer
+        if trainer is None:
+            return
+        self.check(trainer.lightning_module)
+        assert self.prompting is not None
+        own = self.prompting.day
+        day: str = on_rank_zero(trainer, lambda: own)
+        if day != own:  # midnight passed while the processes started
+            self.date, self.questions = day, []
+            self.check(trainer.lightning_module)
 
     def predict_dataloader(self) -> DataLoader[QuestionBatch]:
         """This rank's share of the questions that the run's folder does not hold answers to yet."""
@@ -184,6 +204,8 @@ class QuestionDataModule(LightningDataModule):
             # None is the base's own, which is in the base's fingerprint.
             "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),
             **self.prompting.settings(),
+            # What is asked in the end, whatever template and tokenizer may read beside what is named here.
+            "prompts": self._prompts,
         }
 
 

@@ -68,18 +68,18 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
     with torch.inference_mode():
         ours = forward.logits(answer.features.features[-count:]).to(own.device)
     scale = own.abs().amax(dim=-1).clamp(min=1e-30)
-    error = float(((ours - own).abs().amax(dim=-1) / scale).max())
+    difference = float(((ours - own).abs().amax(dim=-1) / scale).max())
     chosen = answer.output_ids.to(own.device)
     behind = (own.amax(dim=-1) / scale)[-len(chosen) :]
     behind -= own[-len(chosen) :].gather(1, chosen[:, None])[:, 0] / scale[-len(chosen) :]
     # Each of two logits may be off by so much. Not finite is a difference.
-    if not error <= allowed or not float(behind.max()) <= 2 * allowed:
+    if not difference <= allowed or not float(behind.max()) <= 2 * allowed:
         raise RunError(
-            f"{_what(decoder)}: on the first prompt its logits differ by {error:.1e} of the largest from those of "
+            f"{_what(decoder)}: on the first prompt its logits differ by {difference:.1e} of the largest from those of "
             f"{type(model).__name__} itself (allowed {allowed:.1e}), and a token that it chose is "
             f"{float(behind.max()):.1e} behind the model's best. {_CURE}"
         )
-    log.debug("%s: proved on the first prompt, largest difference %.1e", _what(decoder), error)
+    log.debug("%s: proved on the first prompt, largest difference %.1e", _what(decoder), difference)
     return True
 
 

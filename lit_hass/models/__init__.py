@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from lit_hass.models.draft_config import DraftConfig
     from lit_hass.models.draft_loading import check_draft, load_draft, resolve_draft
     from lit_hass.models.folders import check_base, load_config, resolve_base, shipped_names
-    from lit_hass.models.loading import load_base, load_tokenizer, parse_dtype
+    from lit_hass.models.loading import attention_kind, dtype_setting, load_base, load_tokenizer, parse_dtype
     from lit_hass.models.stopping import stop_ids
 
 _HOMES = {
     "DraftCache": "lit_hass.models.draft_cache",
     "DraftConfig": "lit_hass.models.draft_config",
     "DraftModel": "lit_hass.models.draft",
+    "attention_kind": "lit_hass.models.loading",
     "check_base": "lit_hass.models.folders",
     "check_draft": "lit_hass.models.draft_loading",
     "context_length": "lit_hass.models.context",
+    "dtype_setting": "lit_hass.models.loading",
     "load_base": "lit_hass.models.loading",
     "load_draft": "lit_hass.models.draft_loading",
     "load_config": "lit_hass.models.folders",
@@ -44,9 +46,11 @@ __all__ = (
     "DraftCache",
     "DraftConfig",
     "DraftModel",
+    "attention_kind",
     "check_base",
     "check_draft",
     "context_length",
+    "dtype_setting",
     "load_base",
     "load_config",
     "load_draft",

@@ -22,6 +22,8 @@ from lit_hass.models.folders import check_base, check_tokenizer_files, load_conf
 
 log = logging.getLogger(__name__)
 
+#: Long words and rare ones, which can be divided in many ways.
+_ANY_TEXT = "Representations of unconstitutional <table>3.14159</table> hyperparameters, Ünïcödé und 東京. " * 8
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -74,22 +76,45 @@ def load_base(
 def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a base model.
 
+    What it leaves to chance (BPE dropout, sampling of segmentations: made for training) is switched off, and the log
+    says so: the same text gives the same tokens.
+
     Raises:
-        UserError: There is none, or its files cannot be used.
+        UserError: There is none, its files cannot be used, or it gives other tokens each time all the same.
     """
     source = resolve_base(path_or_name)
     if Path(source).is_dir():
         check_tokenizer_files(Path(source))
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{source}: the tokenizer cannot be loaded: {_line(error)}") from error
+    _leave_nothing_to_chance(tokenizer, source)
+    return tokenizer
+
+
+def _leave_nothing_to_chance(tokenizer: Any, source: str) -> None:
+    """Switch off what makes a tokenizer give other tokens each time."""
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    # Of BPE, and of Unigram.
+    for name in ("dropout", "alpha"):
+        if value := getattr(model, name, None):
+            setattr(model, name, None)
+            log.warning("%s: the tokenizer's %s of %s is switched off: the same text gives the same tokens",
+                        source, name, value)  # fmt: skip
+    if (getattr(tokenizer, "sp_model_kwargs", None) or {}).get("enable_sampling"):
+        raise UserError(f"{source}: the tokenizer samples its segmentations (sp_model_kwargs.enable_sampling); set it "
+                        "to false in tokenizer_config.json")  # fmt: skip
+    encoded = [tokenizer(_ANY_TEXT)["input_ids"] for _ in range(4)]
+    if any(ids != encoded[0] for ids in encoded):
+        raise UserError(f"{source}: the tokenizer gives other tokens for the same text each time, so no run can be "
+                        "repeated with it")  # fmt: skip
 
 
 def _load(source: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, attn_implementation=_attention(config), output_loading_info=True, **kwargs
+            source, config=config, attn_implementation=attention_kind(config), output_loading_info=True, **kwargs
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{source}: the weights cannot be read: {_line(error)}") from error
@@ -107,13 +132,34 @@ def _load(source: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedMod
     return model
 
 
-def _attention(config: PreTrainedConfig) -> str:
-    """SDPA, unless the model lacks it or caps its attention logits, which SDPA silently leaves out."""
+def attention_kind(config: PreTrainedConfig) -> str:
+    """How `load_base` has a model compute its attention.
+
+    By SDPA, unless the model lacks it or caps its attention logits, which SDPA silently leaves out.
+    """
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) and not capped else "eager"
+
+
+def dtype_setting(base: str | Path, dtype: str | torch.dtype, device_map: str | None = None) -> str:
+    """Return what decides the dtype of a base's weights, without loading them, for a run's key.
+
+    Args:
+        base: As for `load_base`.
+        dtype: Likewise.
+        device_map: Likewise.
+
+    Returns:
+        The dtype's full name; ``"auto"`` where that depends on the run's device, which the key has beside it.
+    """
+    kind = parse_dtype(dtype)
+    if kind == "auto" and device_map is not None:  # then the GPUs decide, wherever the run itself is
+        own = getattr(load_config(base), "dtype", None)
+        kind = torch.float32 if not torch.cuda.is_available() else own or "auto"
+    return str(kind).removeprefix("torch.")
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:

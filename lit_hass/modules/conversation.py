@@ -27,6 +27,7 @@ class TurnOutcome:
         wall_times: seconds of every repetition, where a comparison repeats turns.
         divergence_gap: how far the base's best token is ahead of the second (logits; sampled: with their noise) where
             this answer leaves the one it is compared with; None where it does not, or nobody looked.
+        prompt_digest: of the prompt's ids.
     """
 
     text: str
@@ -38,6 +39,7 @@ class TurnOutcome:
     time_share: float
     wall_times: list[float] = field(default_factory=list)
     divergence_gap: float | None = None
+    prompt_digest: str | None = None
 
     def matches(self, reference: str) -> bool:
         r"""Whether the answer is the reference, to the character (``\r\n`` and ``\n`` count as the same)."""

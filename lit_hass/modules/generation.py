@@ -20,14 +20,18 @@ from lit_hass.decoding import (
     TreeConfig,
     derive_seed,
 )
+from lit_hass.decoding.generate_settings import processors_of_generate
 from lit_hass.decoding.lean import LeanForward
 from lit_hass.decoding.witness import prove
 from lit_hass.errors import RunError, UserError
 from lit_hass.models import (
+    attention_kind,
     check_base,
     check_draft,
     context_length,
+    dtype_setting,
     load_base,
+    load_config,
     load_draft,
     load_tokenizer,
     model_digest,
@@ -40,6 +44,7 @@ from lit_hass.modules.memory import peak_memory, reset_peak_memory
 from lit_hass.modules.out_of_memory import batch_that_fits, is_out_of_memory
 from lit_hass.modules.threads import choose_threads
 from lit_hass.modules.trainer_precision import refuse_trainer_precision
+from lit_hass.records import prompts_digest
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +142,12 @@ class GenerationModule(LightningModule):
         self._stop_ids = tuple(sorted({*stop_ids(model, load_tokenizer(self.base)), *self.extra_stop_ids}))
         self._context = context_length(model.config)
         choose_threads(model)
+        if unlike := processors_of_generate(model, self.sampling):
+            log.warning(
+                "%s: its generation config has %s, which generate() would apply and this run does not; what "
+                "model.sampling has the same name for can be set there",
+                self.base, ", ".join(f"{name} {value}" for name, value in unlike.items()),
+            )  # fmt: skip
         self._make_decoders(model)
         log.info(
             "loaded %s: %.1f M parameters, %s on %s; answers end at %s",
@@ -282,6 +293,7 @@ class GenerationModule(LightningModule):
                     raw_text=raw,
                     generation=generation,
                     prompt_tokens=len(prompt),
+                    prompt_digest=prompts_digest([prompt.tolist()]),
                     seed=None if self.sampling.greedy else seed,
                     batch_rows=generation.batch_rows,
                     time_share=generation.batch_seconds / generation.batch_rows,
@@ -299,7 +311,8 @@ class GenerationModule(LightningModule):
             "base": model_digest(self.base),
             "draft": None if self.draft is None else model_digest(resolve_draft(self.draft)),
             "tree": None if self.draft is None else vars(self.tree),
-            "dtype": self.base_dtype,
+            "dtype": dtype_setting(self.base, self.base_dtype, self.device_map),
+            "attention": attention_kind(load_config(self.base)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,

@@ -253,6 +253,7 @@ class PerplexityModule(LightningModule):
             "parameters": sum(p.numel() for p in model.parameters()),
             "zero_weights": zeros / max(sum(p.numel() for p in matrices), 1),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": getattr(model.config, "_attn_implementation", None),
             "device": str(model.device),
             "vocabulary": int(model.config.get_text_config().vocab_size),
         }

@@ -16,7 +16,7 @@ from lit_hass.records.atomic import (
 )
 from lit_hass.records.json_lines import QuestionId, read_object, read_objects
 from lit_hass.records.lock import FolderLock
-from lit_hass.records.questions import Question, questions_digest, read_questions, select_questions
+from lit_hass.records.questions import Question, prompts_digest, questions_digest, read_questions, select_questions
 from lit_hass.records.run_folder import RunFolder
 from lit_hass.records.run_key import RunKey, SavedKey, claim, read_key
 from lit_hass.records.shards import ShardWriter, completed_ids, merge_shards
@@ -40,6 +40,7 @@ __all__ = (
     "iter_intact",
     "merge_shards",
     "parse_answer",
+    "prompts_digest",
     "questions_digest",
     "read_answers",
     "read_key",

@@ -27,6 +27,7 @@ class TurnRecord:
         stop_reason: ``"stop"`` or ``"length"``.
         seed: Seed of the turn's noise; None for greedy decoding.
         prompt_tokens: Length of the prompt.
+        prompt_digest: Of the prompt's ids, see `prompts_digest`.
         batch_rows: How many turns were decoded together.
         time_share: Seconds of that batch divided by ``batch_rows``; these add up to the time spent, at any batch size.
         exact_match: Whether the text as generated is the reference, to the character; None without a reference.
@@ -44,6 +45,7 @@ class TurnRecord:
     stop_reason: str | None = None
     seed: int | None = None
     prompt_tokens: int | None = None
+    prompt_digest: str | None = None
     batch_rows: int | None = None
     time_share: float | None = None
     exact_match: bool | None = None
@@ -73,6 +75,7 @@ class ChoiceRecord:
         stop_reason: ``"stop"`` or ``"length"``.
         seed: Seeds of the noise; None for greedy decoding.
         prompt_tokens: Lengths of the prompts.
+        prompt_digest: Of the prompts' ids: whether two runs asked the same.
         batch_rows: How many turns were decoded together.
         time_share: Seconds of the batch divided by ``batch_rows``.
         exact_match: Whether the text as generated is the reference; None without one.
@@ -96,6 +99,7 @@ class ChoiceRecord:
     stop_reason: list[str | None] = field(default_factory=list)
     seed: list[int | None] = field(default_factory=list)
     prompt_tokens: list[int | None] = field(default_factory=list)
+    prompt_digest: list[str | None] = field(default_factory=list)
     batch_rows: list[int | None] = field(default_factory=list)
     time_share: list[float | None] = field(default_factory=list)
     exact_match: list[bool | None] = field(default_factory=list)
@@ -120,6 +124,7 @@ class ChoiceRecord:
             stop_reason=[t.stop_reason for t in turns],
             seed=[t.seed for t in turns],
             prompt_tokens=[t.prompt_tokens for t in turns],
+            prompt_digest=[t.prompt_digest for t in turns],
             batch_rows=[t.batch_rows for t in turns],
             time_share=[t.time_share for t in turns],
             exact_match=[t.exact_match for t in turns],

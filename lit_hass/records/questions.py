@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,6 +139,18 @@ def select_questions(questions: Sequence[Question], begin: int | None = None, en
         _log.warning("question_end %d is beyond the last question; all %d from %d on are taken", stop, count, start)
         stop = count
     return list(questions[start:stop])
+
+
+def prompts_digest(prompts: Iterable[Iterable[int]]) -> str:
+    """Hash the token ids of prompts, in order: what a template and a tokenizer make of questions, on that day.
+
+    Returns:
+        16 hexadecimal digits (of SHA-256).
+    """
+    digest = hashlib.sha256()
+    for ids in prompts:
+        digest.update(" ".join(map(str, ids)).encode("ascii") + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def questions_digest(questions: Sequence[Question]) -> str:

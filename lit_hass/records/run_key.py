@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from lit_hass.errors import UserError
 from lit_hass.records.atomic import ensure_writable, to_jsonable, write_json
 from lit_hass.records.json_lines import read_bytes
 from lit_hass.records.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+#: What may change an answer without changing a setting.
+_PACKAGES = ("lit-hass", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,31 @@ class RunKey:
         ]
 
 
+@dataclass(frozen=True)
 class SavedKey(RunKey):
-    """A key read back from a run folder."""
+    """A key read back from a run folder.
+
+    Attributes:
+        versions: Package -> version that the run began with; empty in older keys. No part of the hash.
+    """
+
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    def newer_versions(self) -> list[str]:
+        """``"torch 2.8.0, now 2.9.1"`` for each package that is another one now."""
+        now = library_versions()
+        return [f"{name} {was}, now {now[name]}" for name, was in self.versions.items() if now.get(name, was) != was]
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of the packages that compute a run's answers; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # used from a checkout that was not installed
+            found[name] = None
+    return found
 
 
 def read_key(folder: str | os.PathLike[str]) -> SavedKey | None:
@@ -66,7 +96,7 @@ def read_key(folder: str | os.PathLike[str]) -> SavedKey | None:
     try:
         saved = json.loads(read_bytes(path, "run key").decode("utf-8"))
         settings, digest = saved["settings"], saved["sha256"]
-        key = SavedKey(dict(settings))
+        key = SavedKey(dict(settings), dict(saved.get("versions") or {}))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: is not a run key; the answers beside it cannot be resumed") from error
     if key.digest != digest:
@@ -98,6 +128,8 @@ def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any], results: 
                 f"{run.path}: was made with other settings ({'; '.join(saved.differences(key))}); "
                 "resume with the same settings or choose another folder"
             )
+        if newer := saved.newer_versions():
+            log.warning("%s: was begun with %s; rounding may differ, and with it near-ties", run.path, "; ".join(newer))
         ensure_writable(run.path)
         return saved
     present = [path.name for path in (run.answers, *run.shards(), *results) if path.exists()]
@@ -107,7 +139,7 @@ def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any], results: 
             "belong to this run; choose another folder"
         )
     ensure_writable(run.path)
-    write_json(run.key, {"settings": key.settings, "sha256": key.digest})
+    write_json(run.key, {"settings": key.settings, "sha256": key.digest, "versions": library_versions()})
     return key
 
 

@@ -16,7 +16,7 @@ _OF_SAMPLING = ("temperature", "top_p", "top_k")
 #: Settings that make a run what it is (draft, tree), or that are judged by themselves (dtype) or not at all (seed).
 _NOT_COMPARED = frozenset({"draft", "tree", "dtype", "seed"})
 #: Settings that say which questions were asked: judged by the answers themselves.
-_OF_QUESTIONS = frozenset({"questions", "question_count", "first_question", "last_question", "num_choices"})
+_OF_QUESTIONS = frozenset({"questions", "question_count", "first_question", "last_question", "num_choices", "prompts"})
 _OF_MACHINE = ("system", "machine", "cpu_model", "cpu_count", "cpu_threads", "gpus")
 _PACKAGES = ("torch", "transformers")
 
@@ -77,6 +77,23 @@ def _of_distribution(baseline: ComparedRun, hass: ComparedRun) -> Iterable[Diffe
     same_ids = [a["question_id"] for a in baseline.answers] == [a["question_id"] for a in hass.answers]
     if same_ids and data[0].get("questions") != data[1].get("questions"):
         yield Difference("data.questions", data[0].get("questions"), data[1].get("questions"), "distribution")
+    other = [i for i, answer in baseline.answered.items() if i in hass.answered and _asked(answer, hass.answered[i])]
+    if other:
+        yield Difference("prompts", "as they are", f"others for {_few(other)}", "distribution")
+
+
+def _asked(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a question was put in other tokens, as far as the answers tell; later turns differ by earlier answers."""
+    choices = {choice["index"]: choice for choice in other["choices"]}
+    for mine in one["choices"]:
+        theirs = choices.get(mine["index"], {})
+        digests = [choice.get("prompt_digest") or () for choice in (mine, theirs)]
+        for turn, pair in enumerate(zip(*digests, strict=False)):
+            if None not in pair and pair[0] != pair[1]:
+                return True
+            if mine["turns"][turn] != theirs["turns"][turn]:
+                break
+    return False
 
 
 def _unequal(name: str, one: dict[str, Any], other: dict[str, Any], ignored: Iterable[str]) -> Iterable[Difference]:

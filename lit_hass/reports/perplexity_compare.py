@@ -13,6 +13,8 @@ from lit_hass.reports.perplexity_files import read_perplexity
 from lit_hass.reports.perplexity_rows import UNIT_NAMES, number
 
 _UNITS = {"token": "tokens", "word": "words", "byte": "bytes"}
+#: What may change a likelihood without changing a setting.
+_PACKAGES = ("torch", "transformers", "tokenizers")
 _EXPONENT_NOTE = (
     "Equal exponents mean that the gap between the two protocols is one of method, and none that the second model "
     "brought; the gap in percent is no test of that, for it grows with the perplexity."
@@ -151,6 +153,14 @@ def _notes(a: dict[str, Any], b: dict[str, Any], protocols: dict[str, Any], same
             yield f"only the {which} run has {', '.join(alone)}"
     if a["model"].get("dtype") != b["model"].get("dtype"):
         yield f"the weights are {a['model'].get('dtype')} and {b['model'].get('dtype')}"
+    kinds = [report["model"].get("attention") for report in (a, b)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        yield f"attention is computed by {kinds[0]} and by {kinds[1]}, which round differently"
+    packages = [(report.get("environment") or {}).get("packages") or {} for report in (a, b)]
+    for name in _PACKAGES:
+        versions = [found.get(name) for found in packages]
+        if None not in versions and versions[0] != versions[1]:
+            yield f"the runs were made with {name} {versions[0]} and {versions[1]}"
     if a["model"].get("digest") == b["model"].get("digest"):
         yield "both runs are of the same model"
     if not same_tokens:

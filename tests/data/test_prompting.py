@@ -1,3 +1,5 @@
+import datetime
+
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -89,3 +91,33 @@ def test_settings_tell_what_decides_a_prompt(tsv_tokenizer) -> None:
     plain = Prompting(tsv_tokenizer, "plain", separator="x").settings()
     assert plain != Prompting(tsv_tokenizer, "plain", separator="y").settings()
     assert plain["chat_template"] is None
+
+
+DATED = "Today: {{ strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+
+
+def test_a_template_is_told_one_day(with_bos) -> None:
+    with_bos.chat_template = DATED
+    assert Prompting(with_bos, date="2024-07-26").text(["a"], []) == "Today: 26 Jul 2024[user]a[assistant]"
+    today = Prompting(with_bos)
+    assert today.settings()["date"] is None  # nobody has asked yet
+    expected = with_bos.apply_chat_template(
+        [{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False
+    )
+    assert today.text(["a"], []) == expected
+    assert today.settings()["date"] == today.day == datetime.date.today().isoformat()
+    # What transformers gives to the template afterwards is its own clock again.
+    Prompting(with_bos, date="2024-07-26").text(["a"], [])
+    messages = [{"role": "user", "content": "a"}]
+    assert with_bos.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == expected
+
+
+def test_a_template_that_asks_for_no_date_has_none(with_bos) -> None:
+    prompting = Prompting(with_bos, date="2024-07-26")
+    prompting.text(["a"], [])
+    assert prompting.settings()["date"] is None
+
+
+def test_what_is_no_date_is_refused(with_bos) -> None:
+    with pytest.raises(UserError, match="data.date '26 July' is no date; write it as 20"):
+        Prompting(with_bos, date="26 July")

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -202,8 +205,8 @@ def test_device_map(saved):
 
 def test_capped_attention_is_eager():
     """SDPA leaves the cap out without a word."""
-    assert loading._attention(Gemma2Config()) == "eager"
-    assert loading._attention(LlamaConfig()) == "sdpa"
+    assert loading.attention_kind(Gemma2Config()) == "eager"
+    assert loading.attention_kind(LlamaConfig()) == "sdpa"
 
 
 def test_digest(saved, folder, tmp_path):
@@ -215,3 +218,70 @@ def test_digest(saved, folder, tmp_path):
     weights["model.norm.weight"][0] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert model_digest(folder) != before
+
+
+def test_weights_that_change_between_the_ends_of_a_large_file_are_another_model(tmp_path):
+    """Pruning leaves embeddings and norms, with which a file begins and ends, as they are."""
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    size = 300 * 2**20
+    with weights.open("wb") as file:
+        file.truncate(size)  # takes no room on the disk
+    before = model_digest(tmp_path)
+    with weights.open("r+b") as file:
+        file.seek(size // 3)
+        file.write(b"\1" * 2**20)  # a matrix of 512 x 512 in float32
+    assert model_digest(tmp_path) != before
+
+
+def test_templates_and_vocabularies_in_other_files_decide_too(folder):
+    found = {model_digest(folder)}
+    for name in ("additional_chat_templates/tool_use.jinja", "qwen.tiktoken"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("a")
+        found.add(model_digest(folder))
+        (folder / name).write_text("b")
+        found.add(model_digest(folder))
+    assert len(found) == 5
+
+
+def test_a_model_of_the_hub_goes_by_its_commit(folder, tmp_path):
+    snapshots = tmp_path / "hub" / "models--some--model"
+    (snapshots / "refs").mkdir(parents=True)
+    found = []
+    for commit in ("1" * 40, "2" * 40):
+        shutil.copytree(folder, snapshots / "snapshots" / commit)
+        (snapshots / "refs" / "main").write_text(commit)
+        code = "from lit_hass.models import model_digest; print(model_digest('some/model'))"
+        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        found.append(run.stdout.strip())
+    assert found == ["some/model@" + "1" * 40, "some/model@" + "2" * 40]
+
+
+def test_bpe_dropout_is_switched_off_and_said(tiny_base, tmp_path, caplog):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["model"]["dropout"] = 0.5
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    text = "<table><tr><td>green tea and representations</td></tr></table>"
+    chance = PreTrainedTokenizerFast.from_pretrained(base)
+    assert len({tuple(chance(text)["input_ids"]) for _ in range(8)}) > 1
+    expected = load_tokenizer(tiny_base)(text)["input_ids"]
+    assert caplog.text == ""
+    loaded = load_tokenizer(base)
+    assert all(loaded(text)["input_ids"] == expected for _ in range(8))
+    assert "dropout of 0.5 is switched off" in caplog.text
+
+
+def test_a_tokenizer_that_cannot_be_made_to_repeat_itself_is_refused(tiny_base, monkeypatch):
+    class Chancy(PreTrainedTokenizerFast):
+        calls = 0
+
+        def __call__(self, *args, **kwargs):
+            type(self).calls += 1
+            return {"input_ids": [self.calls]}
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", Chancy.from_pretrained)
+    with pytest.raises(UserError, match="other tokens for the same text each time"):
+        load_tokenizer(tiny_base)

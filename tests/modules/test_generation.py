@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from lit_hass.data.prompting import Prompting
 from lit_hass.data.question_datamodule import QuestionBatch, QuestionDataModule
 from lit_hass.decoding import SamplingConfig, TreeConfig
 from lit_hass.errors import UserError
-from lit_hass.models import DraftModel, load_base
+from lit_hass.models import DraftModel, load_base, load_config
 from lit_hass.modules import GenerationModule
 from lit_hass.records import Question
 
@@ -163,11 +164,16 @@ def test_resume_settings_hold_what_decides_the_answers_and_no_more(tiny_base) ->
         settings(sampling=SamplingConfig(0.5, top_p=0.9)),
         settings(max_new_tokens=7),
         settings(dtype="bfloat16"),
+        settings(dtype="float32"),
         settings(extra_stop_ids=[3]),
         settings(strip_answers=False),
         settings(),
     ]
     assert len({json.dumps(s, sort_keys=True) for s in changed}) == len(changed)
+    assert settings(dtype="bf16") == settings(dtype="bfloat16") and settings()["attention"] == "sdpa"
+    # Spread over devices, a base has its own dtype where there is a GPU, wherever the run itself is.
+    spread = settings(device_map="auto")["dtype"]
+    assert spread == str(load_config(tiny_base).dtype if torch.cuda.is_available() else torch.float32)[6:]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -187,3 +193,28 @@ def test_a_draft_changes_no_answer(tiny_base, prompting, tmp_path, temperature: 
             assert len(generation.output_ids) <= 1 + sum(a + 1 for a in generation.accept_lengths)
     assert module.resume_settings()["tree"]["top_k"] == 3 and module.model_id.endswith("-hass")
     assert ready(tiny_base).resume_settings()["draft"] is None
+
+
+def test_what_generate_would_do_to_the_logits_is_said(tiny_base, tmp_path, caplog) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(
+        json.dumps({**config, "repetition_penalty": 1.3, "suppress_tokens": [7], "temperature": 0.6, "do_sample": True})
+    )
+    ready(base)
+    (said,) = [record.getMessage() for record in caplog.records if "generate()" in record.getMessage()]
+    assert "repetition_penalty 1.3, suppress_tokens [7], which" in said and "temperature" not in said
+    # And it is so: with what is named, and not without, these are the answers of generate.
+    model = AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(base)("1 2 3 1 2 3")["input_ids"]])
+    theirs = model.generate(ids, do_sample=False, max_new_tokens=12, suppress_tokens=None)[0, ids.shape[1] :].tolist()
+    decoder = ready(base).decoder
+    assert decoder.generate([ids[0]], 12)[0].output_ids.tolist() != theirs
+    found = decoder.generate([ids[0]], 12, SamplingConfig(repetition_penalty=1.3))[0].output_ids.tolist()
+    assert found[: len(theirs)] == theirs
+    caplog.clear()
+    ready(base, sampling=SamplingConfig(repetition_penalty=1.3))
+    assert "repetition_penalty" not in caplog.text and "suppress_tokens [7]" in caplog.text
+    caplog.clear()
+    ready(tiny_base)
+    assert "generate()" not in caplog.text

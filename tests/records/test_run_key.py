@@ -5,6 +5,7 @@ import pytest
 
 from lit_hass.errors import UserError
 from lit_hass.records import RunKey, SavedKey, claim, failed_answer, read_key, to_json
+from lit_hass.records.run_key import library_versions
 
 SETTINGS = {
     "model": {"base": "html_to_tsv", "draft": None, "max_new_tokens": 128},
@@ -19,7 +20,7 @@ def test_a_new_folder_gets_the_key_and_the_same_settings_resume(tmp_path):
     key = claim(folder, SETTINGS)
     assert os.listdir(folder) == ["run_key.json"]
     saved = json.loads((folder / "run_key.json").read_text())
-    assert saved == {"settings": SETTINGS, "sha256": key.digest}
+    assert saved == {"settings": SETTINGS, "sha256": key.digest, "versions": library_versions()}
     before = (folder / "run_key.json").stat().st_ino
     again = claim(folder, SETTINGS)
     assert isinstance(again, SavedKey) and again.digest == key.digest
@@ -124,3 +125,19 @@ def test_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write into folder"):
         claim(tmp_path / "file" / "run", SETTINGS)
+
+
+def test_other_versions_are_told_and_no_refusal(tmp_path, caplog):
+    claim(tmp_path, SETTINGS)
+    path = tmp_path / "run_key.json"
+    claim(tmp_path, SETTINGS)
+    assert caplog.text == ""
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "versions": {**saved["versions"], "torch": "2.0.1"}}))
+    now = saved["versions"]["torch"]
+    claim(tmp_path, SETTINGS)
+    assert f"torch 2.0.1, now {now}" in caplog.text and "transformers" not in caplog.text
+    caplog.clear()
+    path.write_text(json.dumps({"settings": saved["settings"], "sha256": saved["sha256"]}))  # of an older version
+    claim(tmp_path, SETTINGS)
+    assert caplog.text == ""

@@ -11,8 +11,9 @@ from lit_hass.reports import compare_runs
 from tests.reports.run_folders import DRAFT, line, turn, write_run
 
 IDS = [3, 4, 5, 6]
-PLAIN = [line(i, [turn(IDS, 2.0, prefill=0.5)]) for i in (1, 2, 3)]
+PLAIN = [line(i, [turn(IDS, 2.0, prefill=0.5, prompt_digest="as asked")]) for i in (1, 2, 3)]
 DRAFTED = [line(i, [turn(IDS, 1.0, [3], prefill=0.5)]) for i in (1, 2, 3)]
+ASKED_OTHERWISE = [line(i, [turn(IDS, 1.0, [3], prefill=0.5, prompt_digest="with a date")]) for i in (1, 2, 3)]
 BATCHED = [line(i, [turn(IDS, 1.0, [3], prefill=0.5, batch_rows=3, time_share=0.4)]) for i in (1, 2, 3)]
 TWO_TURNS = [line(i, [turn(IDS, 1.0, [3], prefill=0.5)] * 2) for i in (1, 2, 3)]
 TWO_CHOICES = [line(i, *[[turn(IDS, 1.0, [3], prefill=0.5)]] * 2) for i in (1, 2, 3)]
@@ -39,6 +40,9 @@ def test_a_fair_pair_differs_in_the_draft_only(tmp_path: Path) -> None:
         ({"model": {"base": "another"}}, "model.base", "distribution"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype", "distribution"),
         ({"model": {"something_new": 1}}, "model.something_new", "distribution"),
+        ({"model": {"attention": "eager"}}, "model.attention", "distribution"),
+        ({"data": {"date": "2026-11-28"}}, "data.date", "distribution"),
+        ({"lines": ASKED_OTHERWISE}, "prompts", "distribution"),
         ({"data": {"template": "plain"}}, "data.template", "distribution"),
         ({"data": {"questions": "other"}}, "data.questions", "distribution"),
         ({"device": "cuda", "model": {"dtype": "float32"}}, "device", "measurement"),
@@ -148,3 +152,16 @@ def test_only_what_both_answered_is_counted(tmp_path: Path) -> None:
     assert found["runs"]["hass"]["failed"] == 1
     turns = compare_runs(*folders(tmp_path, lines=TWO_TURNS), allow_differences=True)
     assert turns["joined"]["turns"] == 3 and turns["speed"]["end_to_end"]["hass"] == pytest.approx(12 / 3.0)
+
+
+def test_later_prompts_count_as_far_as_the_answers_before_are_the_same(tmp_path: Path) -> None:
+    def run(name: str, text: str, digest: str):
+        turns = [turn(IDS, 2.0, prompt_digest="first", text=text), turn(IDS, 2.0, prompt_digest=digest)]
+        return write_run(tmp_path / name, [line(1, turns)], DRAFT if name != "one" else None)
+
+    one = run("one", "same", "a")
+    keys = [
+        [difference["key"] for difference in compare_runs(one, run(name, text, digest), True)["differences"]]
+        for name, text, digest in (("alike", "same", "a"), ("unlike", "same", "b"), ("parted", "other", "b"))
+    ]
+    assert keys == [[], ["prompts"], []]

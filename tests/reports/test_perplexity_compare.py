@@ -127,3 +127,16 @@ def test_a_unit_beyond_float64_is_named_not_left_out(base, text, tmp_path) -> No
     assert set(found["protocols"]["lm_eval_wikitext"]["units"]) == {"token", "byte"}
     assert any("lm_eval_wikitext / word" in note and "float64" in note for note in found["notes"])
     assert not any("wanda / word" in note for note in found["notes"])
+
+
+def test_attention_and_versions_that_differ_are_told(base, text, tmp_path) -> None:
+    def run(name: str, attention: str, torch_version: str) -> str:
+        report, description, outcomes = report_of(base, text, model={**MODEL, "attention": attention})
+        report["environment"] = {"packages": {"torch": torch_version, "transformers": "5.0"}}
+        return write(tmp_path / name, (report, description, outcomes))
+
+    notes = compare_perplexity(run("one", "sdpa", "2.9"), run("other", "eager", "2.8"))["notes"]
+    assert any("attention is computed by sdpa and by eager" in note for note in notes)
+    assert any("torch 2.9 and 2.8" in note for note in notes) and not any("transformers" in note for note in notes)
+    alike = compare_perplexity(run("third", "sdpa", "2.9"), run("fourth", "sdpa", "2.9"))["notes"]
+    assert not any("attention" in note or "torch" in note for note in alike)
