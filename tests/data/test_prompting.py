@@ -93,7 +93,7 @@ def test_settings_tell_what_decides_a_prompt(tsv_tokenizer) -> None:
     assert plain["chat_template"] is None
 
 
-DATED = "Today: {{ strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+DATED = BOS_TEMPLATE.replace("{{ bos_token }}", "Today: {{ strftime_now('%d %b %Y') }}")
 
 
 def test_a_template_is_told_one_day(with_bos) -> None:
