@@ -47,5 +47,5 @@ def with_noise(features: Tensor, width: float, lengths: Tensor, seed: int) -> Te
         seed: Decides the noise.
     """
     generator = torch.Generator(features.device).manual_seed(seed % 2**63)
-    noise = torch.rand(features.shape, generator=generator, device=features.device) - 0.5
+    noise = torch.rand(features.shape, generator=generator, dtype=torch.float32, device=features.device) - 0.5
     return features + noise.mul_(width * 512 / lengths[:, None, None]).to(features.dtype)

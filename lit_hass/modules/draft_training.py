@@ -162,8 +162,7 @@ class DraftTrainingModule(LightningModule):
             return
         device = self._trainer.strategy.root_device if self._trainer is not None else self.device
         model = load_base(self.base_name, dtype=self.base_dtype, device=device)
-        precision = getattr(self._trainer, "precision", "32-true")
-        cache = open_cache(self.feature_cache, self.base_name, model, precision, self.global_rank)
+        cache = open_cache(self.feature_cache, self.base_name, model, self.global_rank)
         self.base = FrozenBase(model, cache)
         tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
         self._stop_ids = stop_ids(model, tokenizer)

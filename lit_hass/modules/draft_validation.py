@@ -29,7 +29,7 @@ def depth_acceptance(agreement: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         and those of them that are right at depth s.
     """
     steps, (batch, length) = agreement.shape[0], mask.shape
-    reached, accepted = (torch.zeros(steps, device=mask.device) for _ in range(2))
+    reached, accepted = (torch.zeros(steps, dtype=torch.float32, device=mask.device) for _ in range(2))
     alive = mask.clone()
     for step in range(min(steps, length)):
         right = torch.zeros(batch, length, dtype=torch.bool, device=mask.device)
@@ -119,4 +119,4 @@ class ChainProbe:
             self._answers = known_answers(base.decoder, chosen, self.max_new_tokens, stop_ids, self.chain)
             self._candidates = []
         steps = chain_acceptance(draft, base.head, self._answers, self.chain)
-        return torch.tensor([float(accepted + 1) for row in steps for accepted in row])
+        return torch.tensor([float(accepted + 1) for row in steps for accepted in row], dtype=torch.float32)

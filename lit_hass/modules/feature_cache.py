@@ -238,8 +238,8 @@ class FeatureCache:
                 log.info("removed %s, which a killed run left", path)
 
 
-def base_digest(name: str, model: PreTrainedModel, precision: str) -> str:
-    """Tell a base from any other whose features differ: by its files, its weights as loaded, and the precision.
+def base_digest(name: str, model: PreTrainedModel) -> str:
+    """Tell a base from any other whose features differ: by its files, its weights as loaded, and their dtype.
 
     The files' fingerprint looks at both ends of large ones and at a hub's model by its id only, where a merged adapter
     or a new revision might hide; a sample of every weight shows both.
@@ -247,7 +247,6 @@ def base_digest(name: str, model: PreTrainedModel, precision: str) -> str:
     Args:
         name: Folder, hub id or shipped name.
         model: Loaded from there.
-        precision: Of the trainer, as ``bf16-mixed``: autocasting changes what a forward computes.
     """
     sample = hashlib.sha256()
     with torch.no_grad():
@@ -257,16 +256,14 @@ def base_digest(name: str, model: PreTrainedModel, precision: str) -> str:
             values = tensor.flatten()[at.to(tensor.device)].to("cpu", torch.float64)
             sample.update(f"{key}\0{tuple(tensor.shape)}\0".encode() + values.numpy().tobytes())
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{model_digest(name)}, weights {sample.hexdigest()[:16]} in {dtype}, precision {precision}"
+    return f"{model_digest(name)}, weights {sample.hexdigest()[:16]} in {dtype}"
 
 
-def open_cache(
-    config: FeatureCacheConfig | None, name: str, model: PreTrainedModel, precision: str, rank: int
-) -> FeatureCache | None:
+def open_cache(config: FeatureCacheConfig | None, name: str, model: PreTrainedModel, rank: int) -> FeatureCache | None:
     """The cache of a base, in the base's own dtype; None without a config. See `base_digest` for the arguments."""
     if config is None:
         return None
-    digest = base_digest(name, model, precision)
+    digest = base_digest(name, model)
     return FeatureCache(config.folder, digest, int(config.max_gib * 1024**3), dtype=model.dtype, rank=rank)
 
 

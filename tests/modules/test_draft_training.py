@@ -17,8 +17,10 @@ from lit_hass.models import DraftModel, load_base, load_draft
 from lit_hass.modules import DraftTrainingModule
 from lit_hass.modules.draft_loss import DraftLossConfig
 from lit_hass.modules.draft_rows import DraftRows
+from lit_hass.modules.draft_validation import depth_acceptance
 from tests.decoding.tiny_models import build
 from tests.door.conftest import ROOT, door, questions  # noqa: F401  # fixtures
+from tests.surroundings import SURROUNDINGS
 
 
 def table_data(**more):
@@ -290,3 +292,10 @@ def test_the_door_takes_another_base_and_other_conversations(door, questions, ti
 def test_the_door_refuses_in_one_line(door, option, value, words):  # noqa: F811
     result = door("fit", "-c", ROOT / "configs/train_draft.yaml", option, value)
     assert result.status == 2 and words in result.err
+
+
+def test_chains_are_counted_beyond_what_half_precision_counts():
+    right, mask = torch.ones(3, 3000, dtype=torch.bool), torch.ones(3, 1000, dtype=torch.bool)
+    with SURROUNDINGS["bf16-true"]():
+        reached, accepted = depth_acceptance(right, mask)
+    assert reached.tolist() == accepted.tolist() == [3000.0, 2997.0, 2994.0]

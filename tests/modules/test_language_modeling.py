@@ -424,3 +424,10 @@ def test_plain_text_is_selected_by_its_loss(tmp_path, tiny_base) -> None:
     run = trainer(tmp_path, 9, [Watch(), best], val_check_interval=3)
     run.fit(module(), datamodule=TextDataModule([str(text)], str(tiny_base), block_size=16))
     assert losses[0] > losses[-1] and best.best_model_path.endswith("best-step=9.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_a_trainer_s_precision_trains_and_validates(tiny_base, tmp_path, precision: str) -> None:
+    runner = trainer(tmp_path, 2, precision=precision)
+    runner.fit(module(), datamodule=data(tiny_base))
+    assert math.isfinite(runner.callback_metrics["val/1x2-plain/loss"])
