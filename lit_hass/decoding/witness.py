@@ -10,6 +10,7 @@ from copy import copy
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_hass.decoding.rows import Decoder
 from lit_hass.decoding.select_forward import tolerance
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 _TOKENS = 16
 #: Positions before them whose logits are compared, too.
 _BEFORE = 64
+#: Rotary embeddings whose frequencies depend on the length.
+_BY_LENGTH = ("dynamic", "longrope")
 #: Nodes of a tree whose size a run is still to choose.
 _NODES = 60
 
@@ -34,7 +37,7 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
 
     The model reads prompt and answer at once, without a cache, a mask or a tree. At each position behind which a token
     was chosen (and at the prompt's last ones) its logits must be those of the decoder, within what rounding explains,
-    and the token must be its best.
+    and the token must be its best. Where rotary frequencies depend on the length, that holds for the first token only.
 
     Args:
         decoder: Of either kind.
@@ -62,14 +65,15 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
         raise RunError(f"{_what(decoder)}: {error}, where {type(model).__name__} itself yields one. {_CURE}") from error
     if answer.features is None or not len(answer.output_ids):
         return False
-    ids = torch.cat((prompt.cpu(), answer.output_ids))
-    count = min(len(answer.output_ids) + _BEFORE, len(ids) - 1)
-    own = _own_logits(decoder, ids[:-1], count)
+    chosen = answer.output_ids[:1] if _turns_by_length(model) else answer.output_ids
+    ids = torch.cat((prompt.cpu(), chosen))[:-1]
+    count = min(len(chosen) + _BEFORE, len(ids))
+    own = _own_logits(decoder, ids, count)
     with torch.inference_mode():
-        ours = forward.logits(answer.features.features[-count:]).to(own.device)
+        ours = forward.logits(answer.features.features[: len(ids)][-count:]).to(own.device)
     scale = own.abs().amax(dim=-1).clamp(min=1e-30)
     difference = float(((ours - own).abs().amax(dim=-1) / scale).max())
-    chosen = answer.output_ids.to(own.device)
+    chosen = chosen.to(own.device)
     behind = (own.amax(dim=-1) / scale)[-len(chosen) :]
     behind -= own[-len(chosen) :].gather(1, chosen[:, None])[:, 0] / scale[-len(chosen) :]
     # Each of two logits may be off by so much. Not finite is a difference.
@@ -81,6 +85,16 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
         )
     log.debug("%s: proved on the first prompt, largest difference %.1e", _what(decoder), difference)
     return True
+
+
+def _turns_by_length(model: PreTrainedModel) -> bool:
+    """Whether a model's rotary frequencies depend on the sequence's length, so that reading at once is another thing.
+
+    Then what it computed of a token stays in its cache as the length was at that time, in ``generate`` as here.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type", "default") in _BY_LENGTH for kind in kinds)
 
 
 _CURE = (
