@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lit_hass.data.prompting import Prompting, Template
 from lit_hass.errors import UserError
-from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
+from lit_hass.models import context_of_run, load_tokenizer, model_digest
 from lit_hass.pretrained import questions_file
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import (
@@ -124,7 +124,7 @@ class QuestionDataModule(LightningDataModule):
         prompting = Prompting(
             load_tokenizer(tokenizer), self.template, self.system_prompt, self.plain_template, self.separator
         )
-        limit = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
+        limit = context_of_run(module)
         for question in questions:
             where = f"{path}:{question.line}: question {question.question_id!r}"
             try:
@@ -137,7 +137,8 @@ class QuestionDataModule(LightningDataModule):
                 raise UserError(f"{where} has an empty prompt after tokenisation")
             if limit is not None and length >= limit:
                 raise UserError(
-                    f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit}"
+                    f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit} "
+                    "(--model.context, if the model takes more)"
                 )
         self.questions, self.prompting = questions, prompting
 

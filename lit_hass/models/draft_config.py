@@ -13,6 +13,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lit_hass.errors import UserError
+from lit_hass.models.cache_sizes import layer_config
 
 #: Kinds of rotary scaling that a Llama layer can have; of other bases only the base frequency is taken over.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -124,7 +125,7 @@ class DraftConfig:
             UserError: The base's embedding is not as wide as its features, it has no attention, or an override cannot
                 be used.
         """
-        config: Any = base.config.get_text_config()
+        config = layer_config(base.config.get_text_config(), 0)
         width, vocab = base_sizes(base)
         heads = getattr(config, "num_attention_heads", None)
         if not isinstance(heads, int):
