@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,3 +30,12 @@ def find_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     raise UserError(
         f"{type(model).__name__}: which of its parts is the decoder is not known, so it cannot be taken apart"
     )
+
+
+def output_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's output layer computes, and with it what reads its features: its weight may be offloaded."""
+    head: Any = model.get_output_embeddings()
+    if head.weight.device.type != "meta":
+        return torch.device(head.weight.device)
+    hook = getattr(head, "_hf_hook", None)  # of accelerate, which brings the weight for each call
+    return torch.device(getattr(hook, "execution_device", None) or model.device)

@@ -80,7 +80,7 @@ class ModelSizes:
         text: Any = config.get_text_config(decoder=True)
         caches = tuple(cache_layers(config))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config).eval()
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
         head = model.get_output_embeddings()
         layers = max(
             (module for module in model.modules() if isinstance(module, torch.nn.ModuleList)),

@@ -114,7 +114,7 @@ class LanguageModelingModule(LightningModule):
                 eos_token_id=tokenizer.eos_token_id,
                 **architecture,
             )
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         except KeyError as error:
             raise UserError(f"model.architecture: {error} is missing") from error
         except (ArithmeticError, StrictDataclassError, TypeError, ValueError) as error:
