@@ -59,7 +59,9 @@ class HFForward(BaseForward):
         self._name, self._decoder = find_decoder(model)
         parameters = inspect.signature(self._decoder.forward).parameters
         self._takes_positions = positions and "position_ids" in parameters
-        self._own_cache = own_cache
+        # Mamba's name for it; most others would take it, too, and ignore it.
+        other = "cache_params" in parameters and "past_key_values" not in parameters
+        self._own_cache, self._cache_name = own_cache, "cache_params" if other else "past_key_values"
         self._head = self._find_head()
 
     def new_cache(self, batch: int, capacity: int) -> HFCache:
@@ -101,8 +103,9 @@ class HFForward(BaseForward):
             else:  # padding has negative positions, which embeddings of positions cannot look up
                 starts = torch.tensor(lengths, device=ids.device)
                 kwargs["position_ids"] = (starts[:, None] + steps).clamp_(min=0)
-        output = self._decoder(input_ids=ids, past_key_values=cache.cache, use_cache=True, **kwargs)
-        cache.cache = output.past_key_values if self._own_cache else cache.cache
+        kwargs[self._cache_name] = cache.cache
+        output = self._decoder(input_ids=ids, use_cache=True, **kwargs)
+        cache.cache = output[self._cache_name] if self._own_cache else cache.cache
         cache.lengths = [length + count for length in lengths]
         return output.last_hidden_state.to(self.output_device)
 

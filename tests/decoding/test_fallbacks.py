@@ -38,8 +38,8 @@ FAMILIES = {
     "mamba": {"state_size": 4},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
 }
-#: What its own cache cannot do, or takes from the model itself.
-OTHER = {"minimax": "own cache", "falcon_mamba": "whole"}
+#: Take no cache but one that they made.
+OWN_CACHE = ("minimax",)
 PROMPTS = [torch.arange(3, 12), torch.arange(20, 25), torch.arange(30, 39), torch.arange(50, 57)]
 
 
@@ -69,7 +69,7 @@ def test_a_family_is_decoded_as_its_own_forward_does(family):
     decoder = AutoregressiveDecoder(model)
     wanted = [plain(model, ids, 8) for ids in PROMPTS]
     assert isinstance(decoder.forward, HFForward)
-    assert decoder.forward._own_cache == (OTHER.get(family) == "own cache")
+    assert decoder.forward._own_cache == (family in OWN_CACHE)
     found = decoder.generate(PROMPTS, 8, collect_features=True)
     assert [one.output_ids.tolist() for one in found] == wanted
     stop = (wanted[1][2], wanted[3][4])
@@ -138,15 +138,19 @@ def test_what_cannot_be_taken_apart_is_read_whole(caplog):
         SpeculativeDecoder(model, DraftModel.from_base(build("bert")).eval())
 
 
-def test_a_cache_that_does_not_work_is_done_without():
-    """Falcon's Mamba takes a cache under another name."""
-    model = build("falcon_mamba", state_size=4)
-    decoder = AutoregressiveDecoder(model)
+def test_a_cache_that_does_not_work_is_done_without(caplog):
+    """A decoder that takes a cache and forgets it."""
+    model = build("bert")
+    own = model.bert.forward
+    model.bert.forward = lambda input_ids=None, use_cache=None, past_key_values=None, **kw: own(input_ids, **kw)
+    with caplog.at_level(logging.WARNING):
+        decoder = AutoregressiveDecoder(model)
+    assert "logits differ by" in caplog.text or "error" in caplog.text.lower()
     assert type(decoder.forward) is WholeForward and decoder.forward.features
     found = decoder.generate(PROMPTS, 5, collect_features=True)
     assert [one.output_ids.tolist() for one in found] == [plain(model, ids, 5) for ids in PROMPTS]
     whole = torch.cat((PROMPTS[0], found[0].output_ids[:-1]))[None]
-    states = model.backbone(input_ids=whole, use_cache=False).last_hidden_state[0]
+    states = own(whole).last_hidden_state[0]
     torch.testing.assert_close(found[0].features.features, states, rtol=1e-4, atol=1e-4)
 
 
