@@ -197,6 +197,8 @@ def _print_table(statistics: dict[str, Any]) -> None:
     cut = statistics["stop_reasons"]["length"]
     if cut:
         table.add_row("cut by a limit", f"{cut} of {statistics['turns']} answers")
+    if context := statistics["stop_reasons"]["context"]:
+        table.add_row("", f"{context} of {statistics['turns']} answers by the model's context, not by max_new_tokens")
     both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
     each = f", each of {statistics['devices']} processes" if statistics["devices"] > 1 else ""
     table.add_row("tokens per second", both + each)

@@ -254,7 +254,7 @@ def _turns(outcomes: list[QuestionOutcome]) -> Iterable[tuple[_Rows, bool]]:
     choices = [choice for outcome in outcomes for choice in outcome.choices]
     for number in range(max((len(choice) for choice in choices), default=0)):
         turns = [choice[number] for choice in choices if number < len(choice)]
-        rows = [(t.prompt_tokens, len(t.generation.output_ids), t.generation.stop_reason == "length") for t in turns]
+        rows = [(t.prompt_tokens, len(t.generation.output_ids), t.generation.stop_reason != "stop") for t in turns]
         yield rows, all(turn.batch_rows == len(turns) for turn in turns)
 
 
@@ -277,7 +277,7 @@ def _answered(kind: type, path: Path) -> _Rows:
     for shard in folder.shards():
         found |= {answer["question_id"]: answer for answer in iter_intact(shard)}
     return [
-        (turn.prompt_tokens or 0, turn.new_tokens, turn.stop_reason == "length")
+        (turn.prompt_tokens or 0, turn.new_tokens, turn.stop_reason != "stop")
         for answer in found.values()
         if not is_failed(answer)
         for choice in answer["choices"]

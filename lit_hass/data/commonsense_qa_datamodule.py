@@ -20,7 +20,7 @@ from lit_hass.data.commonsense_qa_questions import (
 )
 from lit_hass.data.prompt_batches import PromptBatch, PromptRow, left_padded, longest_first, padding_waste
 from lit_hass.errors import UserError
-from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
+from lit_hass.models import context_of_run, load_tokenizer, model_digest
 from lit_hass.records import prompts_digest
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class CommonsenseQADataModule(LightningDataModule):
             raise UserError("the questions need a tokenizer: give --data.tokenizer, or a module with a base")
         tokenizer = load_tokenizer(name)
         self._pad_id = _pad_id(tokenizer, name)
-        context = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
+        context = context_of_run(module)
         budget = self._budget(getattr(module, "max_new_tokens", 1), context)
         rows = [self._row(question, tokenizer, budget) for question in questions]
         self.skipped_long = [q.id for q, row in zip(questions, rows, strict=True) if row is None]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lit_hass.data.prompting import Prompting, Template
 from lit_hass.errors import UserError
-from lit_hass.models import context_length, load_config, load_tokenizer, model_digest, resolve_base
+from lit_hass.models import context_of_run, load_tokenizer, model_digest
 from lit_hass.pretrained import questions_file
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import (
@@ -129,7 +129,7 @@ class QuestionDataModule(LightningDataModule):
         prompting = Prompting(
             load_tokenizer(tokenizer), self.template, self.system_prompt, self.plain_template, self.separator, self.date
         )
-        limit = context_length(load_config(resolve_base(base))) if isinstance(base, str) else None
+        limit = context_of_run(module)
         prompts = []
         for question in questions:
             where = f"{path}:{question.line}: question {question.question_id!r}"
@@ -147,7 +147,8 @@ class QuestionDataModule(LightningDataModule):
                 raise UserError(f"{where} has an empty prompt after tokenisation")
             if limit is not None and length >= limit:
                 raise UserError(
-                    f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit}"
+                    f"{where} has a prompt of {length} tokens, which leaves no room in the model's context of {limit} "
+                    "(--model.context, if the model takes more)"
                 )
         if prompting.encode(questions[0].turns[:1], ()).tolist() != prompts[0]:
             raise UserError(f"{tokenizer}: the chat template gives another prompt for the same question each time")

@@ -36,7 +36,7 @@ class AutoregressiveDecoder(Decoder):
 class _Batch(RowBatch):
     """A batch that gains one token per row and step."""
 
-    _tokens: Tensor  # [B] on the device, each row's last
+    _tokens: Tensor  # [B] where the embedding is, each row's last
 
     def _begin(self) -> None:
         capacity = max(len(row.prompt) + row.limit for row in self.rows)
@@ -57,7 +57,7 @@ class _Batch(RowBatch):
         self._tokens = self._tokens[torch.tensor(running, device=self._tokens.device)]
 
     def _choose(self, hidden: Tensor) -> None:
-        """Choose every row's next token from ``[B, H]``; add it, and keep all as ``[B]`` on the device."""
+        """Choose every row's next token from ``[B, H]``; add it, and keep all as ``[B]`` for the embedding."""
         logits = self.forward.logits(hidden)
         rows, sampling = self.rows, self.sampling
         if self.prefixes is not None:
@@ -70,8 +70,8 @@ class _Batch(RowBatch):
             noise = gumbel_rows(seeds, places, logits.shape[-1], logits.device)
         tokens = choose_tokens(logits, noise)
         if self.prefixes is not None:
-            columns = torch.tensor([row.length for row in rows], device=self.prefixes.device)
-            self.prefixes.scatter_(1, columns[:, None], tokens[:, None].to(self.prefixes.device))
+            columns = torch.tensor([row.length for row in rows], device=tokens.device)
+            self.prefixes.scatter_(1, columns[:, None], tokens[:, None])
         for row, token in zip(rows, tokens.tolist(), strict=True):  # the one host synchronisation of the step
             if token < 0:
                 raise RunError(

@@ -36,15 +36,21 @@ class BaseForward(ABC):
     Attributes:
         model: The unmodified ``transformers`` model.
         device: Where token ids go.
+        output_device: Where hidden states and logits come out, and where all that is made of them lives (choices,
+            noise, prefixes, the draft and its trees). A model that is spread over devices has two.
         dtype: Of the hidden states.
         vocab_size: Number of logits V.
         embedding_size: Ids below this may be fed.
         hidden_size: Width H of the features, which is the output layer's input width.
         context: Largest number of tokens in a sequence, or None.
         pads: Whether prompts of different lengths may share a batch without changing each other's results.
+        batches: Whether prompts of equal length may.
+        features: Whether hidden states are features, from which an output layer makes the logits.
     """
 
     pads = True
+    batches = True
+    features = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Read the sizes of ``model``."""
@@ -52,6 +58,7 @@ class BaseForward(ABC):
         head = model.get_output_embeddings()
         embedding = model.get_input_embeddings()
         self.device = torch.device(_home(embedding) or model.device)
+        self.output_device = self.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size = int(getattr(head, "out_features", model.config.get_text_config().vocab_size))
         self.embedding_size = int(getattr(embedding, "num_embeddings", self.vocab_size))
@@ -71,7 +78,7 @@ class BaseForward(ABC):
             cache: Empty; holds the prompts afterwards.
 
         Returns:
-            Per row the hidden states ``[n, H]`` after the final norm.
+            Per row the hidden states ``[n, H]`` after the final norm, on ``output_device``.
         """
 
     @abstractmethod
@@ -83,12 +90,15 @@ class BaseForward(ABC):
             cache: Gains T tokens per row.
 
         Returns:
-            ``[B, T, H]`` hidden states after the final norm.
+            ``[B, T, H]`` hidden states after the final norm, on ``output_device``.
         """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the model's own logits ``[..., V]`` in float32 (scaling and capping included) of ``[..., H]``."""
+        """Return the model's own logits ``[..., V]`` in float32 (scaling and capping included) of ``[..., H]``.
+
+        Both are on ``output_device``.
+        """
 
 
 class TreeForward(BaseForward):
@@ -108,7 +118,7 @@ class TreeForward(BaseForward):
             cache: Has T free slots in each row.
 
         Returns:
-            ``[B, T, H]`` hidden states after the final norm.
+            ``[B, T, H]`` hidden states after the final norm, on ``output_device``.
         """
 
     @abstractmethod
@@ -116,7 +126,7 @@ class TreeForward(BaseForward):
         """Commit one path of each row's tree, and forget the other nodes.
 
         Args:
-            paths: ``[B, P]`` int64 on ``device``: node numbers from node 0 downwards; what stands behind a row's count
+            paths: ``[B, P]`` int64 on any device: node numbers from node 0 downwards; what stands behind a row's count
                 is any node. None where they are the first nodes, which lie where they belong.
             counts: Nodes of each row's path, 1 .. P.
             cache: As `verify` left it.

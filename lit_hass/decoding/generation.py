@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-StopReason = Literal["stop", "length"]
+StopReason = Literal["stop", "length", "context"]
 
 
 class TokenState(IntEnum):
@@ -67,8 +67,8 @@ class Generation:
             ``TreeConfig.trim`` nothing is drafted that would be cut); empty for plain decoding.
         steps: Forwards of the base. Plain decoding: one per new token, the prompt's forward included.
             Speculative decoding: verification steps, the prompt's forward not included.
-        stop_reason: ``"stop"`` when the last token is a stop token, else ``"length"`` (``max_new_tokens`` or the
-            model's context was reached).
+        stop_reason: ``"stop"`` when the last token is a stop token, ``"length"`` when ``max_new_tokens`` was reached,
+            and ``"context"`` when the model's context ended before.
         prefill_seconds: From the start of the batch until the first token was known.
         decode_seconds: From then until this row's last token was known; the sum of both is the row's wall time.
         draft_prefill_seconds: Of the decode seconds, those of the draft's pass over the batch's prompts.

@@ -12,17 +12,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lit_hass.decoding.forward import BaseForward, KVCache
 from lit_hass.errors import UserError
+from lit_hass.models import find_decoder
 
 
 class HFCache(KVCache):
-    """A ``DynamicCache`` and which of its columns hold real tokens.
+    """A cache of ``transformers`` and which of its columns hold real tokens.
 
     Rows end in the same column (padding is on the left, as in ``generate``), so that windows that ``transformers``
     counts in columns are right in tokens too.
     """
 
-    def __init__(self, cache: DynamicCache, batch: int) -> None:
-        """Wrap an empty cache."""
+    def __init__(self, cache: Any, batch: int) -> None:
+        """Wrap an empty cache; None leaves it to the model to make one of its own kind."""
         self.cache = cache
         self.lengths = [0] * batch
         self.valid: Tensor | None = None  # [B, columns + 1] int64, 0 = padding; None when there is none
@@ -30,8 +31,8 @@ class HFCache(KVCache):
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows; the padding that only dropped rows needed stays masked."""
         self.lengths = [self.lengths[row] for row in rows]
-        # On the CPU: such an index works for layers on any devices.
-        self.cache.batch_select_indices(torch.tensor(list(rows)))
+        # What beam search calls: it takes fewer rows, too. `batch_select_indices` forgets recurrent states.
+        self.cache.reorder_cache(torch.tensor(list(rows)))
         if self.valid is not None:
             self.valid = self.valid[torch.tensor(list(rows), device=self.valid.device)]
             if bool(self.valid.all()):
@@ -41,21 +42,35 @@ class HFCache(KVCache):
 class HFForward(BaseForward):
     """Any decoder-only model, called as it is."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, positions: bool = True, own_cache: bool = False) -> None:
         """Find how to call the decoder and its output layer.
+
+        Args:
+            model: In eval mode.
+            positions: Tell the model where tokens stand, if it asks for that. Some families count otherwise than from 0
+                (RoBERTa begins behind its padding id) and must do it themselves; then rows of a batch are to be of one
+                length.
+            own_cache: Let the model make its cache instead of giving it a ``DynamicCache`` (MiniMax takes no other).
 
         Raises:
             UserError: The logits cannot be computed from the last hidden state.
         """
         super().__init__(model)
-        self._decoder = model.base_model
+        self._name, self._decoder = find_decoder(model)
         parameters = inspect.signature(self._decoder.forward).parameters
-        self._takes_positions = "position_ids" in parameters
+        self._takes_positions = positions and "position_ids" in parameters
+        # Mamba's name for it; most others would take it, too, and ignore it.
+        other = "cache_params" in parameters and "past_key_values" not in parameters
+        self._own_cache, self._cache_name = own_cache, "cache_params" if other else "past_key_values"
         self._head = self._find_head()
 
     def new_cache(self, batch: int, capacity: int) -> HFCache:
         """Return an empty cache; it grows as needed, so ``capacity`` is not used."""
-        return HFCache(DynamicCache(config=self.model.config), batch)
+        return HFCache(None if self._own_cache else DynamicCache(config=self.model.config), batch)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Hidden states ``[B, L, H]`` of whole sequences ``[B, L]``, without a cache, on ``output_device``."""
+        return self._decoder(input_ids=ids, use_cache=False).last_hidden_state.to(self.output_device)
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> list[Tensor]:
         """Feed the prompts, padded on the left."""
@@ -88,9 +103,11 @@ class HFForward(BaseForward):
             else:  # padding has negative positions, which embeddings of positions cannot look up
                 starts = torch.tensor(lengths, device=ids.device)
                 kwargs["position_ids"] = (starts[:, None] + steps).clamp_(min=0)
-        output = self._decoder(input_ids=ids, past_key_values=cache.cache, use_cache=True, **kwargs)
+        kwargs[self._cache_name] = cache.cache
+        output = self._decoder(input_ids=ids, use_cache=True, **kwargs)
+        cache.cache = output[self._cache_name] if self._own_cache else cache.cache
         cache.lengths = [length + count for length in lengths]
-        return output.last_hidden_state
+        return output.last_hidden_state.to(self.output_device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's own logits in float32."""
@@ -103,11 +120,17 @@ class HFForward(BaseForward):
             logits = self.model(input_ids=ids, use_cache=False).logits
             expected_dtype, expected = logits.dtype, logits.float()
             hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
-            heads: list[Any] = [head for head in (self.model.get_output_embeddings(), _OwnHead(self.model)) if head]
+            self.hidden_size = hidden.shape[-1]
+            heads: list[Any] = [_OwnHead(self.model, self._name)]
+            layer: Any = self.model.get_output_embeddings()
+            if layer is not None and layer.weight.shape[1] == self.hidden_size:
+                heads.insert(0, layer)
             # In half precision a tolerance does not notice a soft cap: the output layer alone must give the same bits.
             for allowed, order in ((0.0, heads), (16 * torch.finfo(expected_dtype).eps, heads[::-1])):
                 for head in order:
-                    if hidden.shape[-1] == self.hidden_size and _agree(head(hidden), expected, allowed):
+                    found = head(hidden)
+                    if _agree(found, expected, allowed):
+                        self.output_device = found.device
                         return head
         raise UserError(
             f"{type(self.model).__name__}: its logits cannot be reproduced from its last hidden state, "
@@ -118,15 +141,25 @@ class HFForward(BaseForward):
 def _agree(logits: Tensor, expected: Tensor, allowed: float) -> bool:
     if logits.shape != expected.shape:
         return False
+    expected = expected.to(logits.device)  # a model that is spread over devices gives them back where the ids are
     scale = expected.abs().max().clamp(min=1e-30)
     return bool((logits.float() - expected).abs().max() <= allowed * scale)
+
+
+class _States(BaseModelOutputWithPastAndCrossAttentions):
+    """What a decoder returns, with nothing in all that families add to it (logits of routers, ...)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _GivenStates(nn.Module):
     """Stands in for the decoder and returns the hidden states it is given as embeddings."""
 
-    def forward(self, inputs_embeds: Tensor, **unused: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *ids: Any, inputs_embeds: Tensor, **unused: Any) -> _States:
+        # Some models pass the ids, here None, by place.
+        return _States(last_hidden_state=inputs_embeds)
 
 
 class _OwnHead:
@@ -135,10 +168,10 @@ class _OwnHead:
     A shallow copy of the model shares its weights and gets another decoder; the model itself is not touched.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, decoder: str) -> None:
         self._model = copy.copy(model)
         self._model.__dict__["_modules"] = dict(model._modules)
-        self._model._modules[model.base_model_prefix] = _GivenStates()
+        self._model._modules[decoder] = _GivenStates()
         for hook in ("forward", "_old_forward", "_hf_hook"):  # bound to the original by accelerate, if at all
             self._model.__dict__.pop(hook, None)
 

@@ -14,6 +14,7 @@ from lit_hass.decoding.generation import Generation, StopReason, TokenFeatures, 
 from lit_hass.decoding.noise import check_seeds
 from lit_hass.decoding.prompts import check_prompts
 from lit_hass.decoding.sampling import GREEDY, PREFIX_PAD, SamplingConfig
+from lit_hass.errors import UserError
 from lit_hass.numerics import plain_numbers
 
 
@@ -106,9 +107,15 @@ class Decoder(ABC):
             which padding is not exact decodes prompts of different lengths in batches of their own, one after another.
 
         Raises:
-            UserError: A prompt is empty, too long or holds ids outside the vocabulary; seeds do not fit.
+            UserError: A prompt is empty, too long or holds ids outside the vocabulary; seeds do not fit; the model has
+                no features.
             RunError: A row has no finite logit.
         """
+        if collect_features and not self.forward.features:
+            raise UserError(
+                f"{type(self.forward.model).__name__}: no features can be collected, as its logits are not to be had "
+                "from its last hidden state; it only answers"
+            )
         limits = check_prompts(self.forward, prompts, max_new_tokens)
         row_seeds = check_seeds(seeds, len(prompts))
         prompts = [prompt.to("cpu", torch.long) for prompt in prompts]
@@ -117,11 +124,13 @@ class Decoder(ABC):
         for batch in self._batches([row for row in rows if row.limit > 0]):
             with plain_numbers(), torch.inference_mode():
                 self._decode(batch, sampling, stop, collect_features)
-        return [_finish(row, stop, collect_features) for row in rows]
+        return [_finish(row, stop, collect_features, max_new_tokens) for row in rows]
 
     def _batches(self, rows: list[Row]) -> list[list[Row]]:
         if self.forward.pads:
             return [rows] if rows else []
+        if not self.forward.batches:
+            return [[row] for row in rows]
         lengths = sorted({len(row.prompt) for row in rows})
         return [[row for row in rows if len(row.prompt) == length] for length in lengths]
 
@@ -138,7 +147,7 @@ class RowBatch(ABC):
     ) -> None:
         """Begin with all rows."""
         self.forward, self.rows, self.sampling, self.stop, self.collect = forward, rows, sampling, stop, collect
-        self.prefixes: Tensor | None = None  # [B, capacity] on the device, only for penalties
+        self.prefixes: Tensor | None = None  # [B, capacity] beside the logits, only for penalties
 
     def run(self) -> None:
         """Fill in the rows' tokens, hidden states and seconds."""
@@ -167,7 +176,7 @@ class RowBatch(ABC):
         """Feed the prompts; per row the hidden states ``[n, H]``."""
         states = self.forward.prefill([row.prompt for row in self.rows], cache)
         if self.sampling.needs_prefix:
-            self.prefixes = torch.full((len(self.rows), capacity), PREFIX_PAD, device=self.forward.device)
+            self.prefixes = torch.full((len(self.rows), capacity), PREFIX_PAD, device=self.forward.output_device)
             for index, row in enumerate(self.rows):
                 self.prefixes[index, : len(row.prompt)] = row.prompt
         if self.collect:
@@ -187,9 +196,10 @@ class RowBatch(ABC):
                 row.seconds = (first - start, now - first)
 
 
-def _finish(row: Row, stop: frozenset[int], collect: bool) -> Generation:
+def _finish(row: Row, stop: frozenset[int], collect: bool, wanted: int) -> Generation:
     """Turn a row into what the caller gets."""
-    reason: StopReason = "stop" if row.tokens and row.tokens[-1] in stop else "length"
+    limit: StopReason = "length" if row.limit == wanted else "context"
+    reason = "stop" if row.tokens and row.tokens[-1] in stop else limit
     return Generation(
         output_ids=torch.tensor(row.tokens, dtype=torch.long),
         stop_reason=reason,

@@ -20,8 +20,8 @@ def check_pair(forward: BaseForward, draft: DraftModel, tree: TreeConfig) -> Non
     """Refuse a draft or a tree that does not fit the base.
 
     Raises:
-        UserError: Widths, vocabularies or dtypes differ, the draft is in training mode, or ``top_k`` exceeds the
-            vocabulary.
+        UserError: Widths, vocabularies, dtypes or devices differ, the draft is in training mode, or ``top_k`` exceeds
+            the vocabulary.
     """
     config = draft.config
     if draft.training:
@@ -37,6 +37,11 @@ def check_pair(forward: BaseForward, draft: DraftModel, tree: TreeConfig) -> Non
         )
     if draft.dtype != forward.dtype:
         raise UserError(f"the draft is in {draft.dtype}, the base in {forward.dtype}: cast it to the base's dtype")
+    if draft.device != forward.output_device:
+        raise UserError(
+            f"the draft lies on {draft.device}, the base's logits on {forward.output_device}: call "
+            f'draft.to("{forward.output_device}") first'
+        )
     if tree.top_k > forward.vocab_size:
         raise UserError(f"tree.top_k is {tree.top_k}, the vocabulary has {forward.vocab_size} tokens only")
 

@@ -1,7 +1,8 @@
 """Which forward a model gets, decided by its kind and proved by numbers."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from lit_hass.decoding.hf_forward import HFForward
 from lit_hass.decoding.lean import LeanForward
 from lit_hass.decoding.lean_weights import unsupported
 from lit_hass.decoding.slot_forward import SlotForward
+from lit_hass.decoding.whole_forward import WholeForward
 from lit_hass.errors import UserError
+from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.numerics import plain_numbers
 
 log = logging.getLogger(__name__)
@@ -24,11 +27,12 @@ _LONG, _SHORT = 8, 5
 def make_forward(model: PreTrainedModel) -> BaseForward:
     """Return the fastest forward that reproduces ``model``'s own logits.
 
-    The lean one where the model is of a supported kind and a self-test passes (prompts of unequal length in one
-    batch, then a cached step, against the unmodified model), else the model's own.
+    A self-test decides (prompts in one batch, cached steps with and without all rows, against the unmodified model). In
+    this order: the lean one where the model is of a supported kind; the model's own with a cache, told the positions;
+    counting them itself; with a cache that it makes itself; and its forward over whole sequences without any cache.
 
     Raises:
-        UserError: The model is in training mode, or not even its own forward with a cache reproduces its logits.
+        UserError: The model is in training mode, or not even its forwards over whole sequences agree with each other.
     """
     if model.training:
         raise UserError("the model is in training mode (dropout would change its answers): call model.eval() first")
@@ -40,18 +44,78 @@ def make_forward(model: PreTrainedModel) -> BaseForward:
             return lean
         reason = f"the self-test differs by {error:.1e} (allowed {tolerance(model.dtype):.1e})"
     log.info("decoding with the forward of transformers: %s", reason)
-    own = HFForward(model)
-    error = max(_errors(own, [_LONG]))
-    if not error <= tolerance(model.dtype):
+    parts: HFForward | None = None
+    for settings in ({}, {"positions": False}, {"positions": False, "own_cache": True}):
+        own, reason = take_apart(model, **settings)
+        parts = parts or own
+        if own is None or (reason := _failure(own, [_LONG])) is not None:
+            continue
+        own.pads = _failure(own, [_LONG, _SHORT]) is None
+        own.batches = own.pads or _failure(own, [_LONG, _LONG]) is None
+        if not own.pads:
+            log.info("prompts of different lengths are decoded apart: padding changes what this model computes")
+        return own
+    with _trial() as trial:
         _refuse_nan(model)
+        whole = WholeForward(model, parts)
+    if trial.error is not None:
+        stops = f"{type(model).__name__} cannot be decoded: its own forward stops with {trial.failure}"
+        raise trial.error if isinstance(trial.error, UserError) else UserError(stops) from trial.error
+    if (different := _failure(whole, [_LONG])) is not None:
         raise UserError(
-            f"{type(model).__name__}: cached decoding differs from a full forward by {error:.1e} relative "
-            f"(allowed {tolerance(model.dtype):.1e}), so this model cannot be decoded step by step"
+            f"{type(model).__name__} cannot be decoded token by token: its forwards over a sequence and over its "
+            f"beginning disagree ({different}), so it is not causal"
         )
-    own.pads = max(_errors(own, [_LONG, _SHORT])) <= tolerance(model.dtype)
-    if not own.pads:
-        log.info("prompts of different lengths are decoded apart: padding changes what this model computes")
-    return own
+    log.warning(
+        "%s: each token takes a forward over the whole sequence, which is slow: its cache cannot be used (%s)",
+        type(model).__name__, reason,
+    )  # fmt: skip
+    return whole
+
+
+def take_apart(model: PreTrainedModel, **settings: bool) -> tuple[HFForward | None, str | None]:
+    """Make a forward of a model's decoder and output layer, or tell why that cannot be.
+
+    Args:
+        model: In eval mode.
+        **settings: See `HFForward`.
+    """
+    with _trial() as trial:
+        return HFForward(model, **settings), None
+    return None, trial.failure
+
+
+def _failure(forward: BaseForward, lengths: list[int]) -> str | None:
+    """What a self-test finds wrong: that the numbers differ, or that the model's code stops with an error."""
+    with _trial() as trial:
+        error, allowed = max(_errors(forward, lengths)), tolerance(forward.model.dtype)
+        if not error <= allowed:
+            raise UserError(f"logits differ by {error:.1e} relative, allowed {allowed:.1e}")
+    return trial.failure
+
+
+class _Trial:
+    """What came of something that is tried on a model whose code nobody here knows: an error of it is a finding."""
+
+    error: Exception | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """What went wrong, in a line."""
+        if self.error is None or isinstance(self.error, UserError):
+            return None if self.error is None else str(self.error)
+        return f"{type(self.error).__name__}: {' '.join(str(self.error).split())[:200]}"
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[_Trial]:
+    trial = _Trial()
+    try:
+        yield trial
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        trial.error = error
 
 
 @plain_numbers()
@@ -71,8 +135,12 @@ def make_tree_forward(model: PreTrainedModel) -> TreeForward:
         raise UserError("the model is in training mode (dropout would change its answers): call model.eval() first")
     kinds: list[type[TreeForward]] = [SlotForward] if unsupported(model) else [LeanForward, SlotForward]
     for kind in kinds:
-        forward = kind(model)
-        error, control = tree_errors(forward)
+        with _trial() as trial:
+            forward = kind(model)
+            error, control = tree_errors(forward)
+        if trial.error is not None:
+            reason = f"{type(model).__name__} cannot verify draft trees: {trial.failure}"
+            raise trial.error if isinstance(trial.error, UserError) else UserError(reason) from trial.error
         # In half precision the tolerance may exceed what any mask changes: what proves is the distance of the two.
         if error <= tolerance(model.dtype) and control > max(4 * error, torch.finfo(model.dtype).eps):
             return forward
@@ -98,19 +166,22 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _errors(forward: BaseForward, lengths: list[int]) -> list[float]:
-    """Relative difference of logits, per row after the prompt and per row after one cached step."""
-    rows = [(torch.arange(n + 1) * 7 + 3 * n) % forward.embedding_size for n in lengths]
+    """Relative difference of logits: per row after the prompt and a cached step, of the last row after one more."""
+    rows = [(torch.arange(n + 2) * 7 + 3 * n + i) % forward.embedding_size for i, n in enumerate(lengths)]
     with torch.inference_mode():
-        cache = forward.new_cache(len(rows), max(lengths) + 1)
-        prompt = forward.prefill([row[:-1] for row in rows], cache)
-        first = forward.logits(torch.stack([hidden[-1] for hidden in prompt]))
-        step = torch.stack([row[-1:] for row in rows]).to(forward.device)
-        second = forward.logits(forward.extend(step, cache)[:, -1])
+        cache = forward.new_cache(len(rows), max(lengths) + 2)
+        prompt = forward.prefill([row[:-2] for row in rows], cache)
+        found = [forward.logits(torch.stack([hidden[-1] for hidden in prompt]))]
+        step = torch.stack([row[-2:-1] for row in rows]).to(forward.device)
+        found.append(forward.logits(forward.extend(step, cache)[:, -1]))
+        if len(rows) > 1:
+            cache.select([len(rows) - 1])
+        last = forward.logits(forward.extend(rows[-1][None, -1:].to(forward.device), cache)[:, -1])
         errors = []
         for index, row in enumerate(rows):
-            expected = forward.model(input_ids=row[None].to(forward.device), use_cache=False).logits[0, -2:].float()
-            errors += [_relative(first[index], expected[0]), _relative(second[index], expected[1])]
-    return errors
+            expected = forward.model(input_ids=row[None].to(forward.device), use_cache=False).logits[0, -3:].float()
+            errors += [_relative(logits[index], expected[place]) for place, logits in enumerate(found)]
+    return [*errors, _relative(last[0], expected[2])]
 
 
 def tree_errors(forward: TreeForward) -> tuple[float, float]:

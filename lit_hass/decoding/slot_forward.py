@@ -133,7 +133,8 @@ class SlotForward(HFForward, TreeForward):
         positions = torch.arange(ids.shape[1], device=self.device)[None]
         output = self._decoder(input_ids=ids, position_ids=positions, past_key_values=cache.cache, use_cache=True)
         cache.grow(lengths)
-        return [row[:length] for row, length in zip(output.last_hidden_state, lengths, strict=True)]
+        hidden = output.last_hidden_state.to(self.output_device)
+        return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
     def extend(self, ids: Tensor, cache: KVCache, _lengths: list[int] | None = None) -> Tensor:
         """Append T tokens to every row: a tree that is a chain."""
@@ -158,7 +159,7 @@ class SlotForward(HFForward, TreeForward):
             past_key_values=cache.cache,
             use_cache=True,
         )
-        return output.last_hidden_state
+        return output.last_hidden_state.to(self.output_device)
 
     def keep(self, paths: Tensor | None, counts: Sequence[int], cache: KVCache) -> None:
         """Commit one path of each row's tree."""

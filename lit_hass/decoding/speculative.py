@@ -108,7 +108,7 @@ class SpeculativeBatch(RowBatch):
         self._draft, self._tree = draft, tree
         self._noise = None
         if not sampling.greedy:
-            self._noise = [NodeNoise(row.seed, forward.vocab_size, forward.device) for row in rows]
+            self._noise = [NodeNoise(row.seed, forward.vocab_size, forward.output_device) for row in rows]
 
     def _begin(self) -> None:
         rows, tree = self.rows, self._tree
@@ -129,8 +129,8 @@ class SpeculativeBatch(RowBatch):
     def _step(self) -> None:
         forward, rows = self.forward, self.rows
         tree = self._grow()
-        home = tree.tokens.device  # of the output layer and the draft; token ids go where the embedding is
-        starts = torch.tensor(self._cache.lengths, device=home)
+        starts = torch.tensor(self._cache.lengths, device=forward.output_device)
+        # Only token ids and their places go where the embedding is.
         ids, depths, visible = (part.to(forward.device) for part in (tree.tokens, tree.depths, tree.visible))
         hidden = forward.verify(ids, depths, visible, self._cache)
         targets = self._choose(hidden, tree, starts, self._cache.lengths)
@@ -197,7 +197,7 @@ class SpeculativeBatch(RowBatch):
 
     def _read_prompt(self, states: list[Tensor]) -> Tensor:
         """The draft's pass over the prompts; it comes after the first token, so decoding pays for it."""
-        start = device_seconds(self.forward.device)
+        start = device_seconds(self.forward.output_device)
         capacity = max(len(row.prompt) + row.limit for row in self.rows) + self._tree.slots + self._tree.depth + 2
         self._draft_cache = self._draft.new_cache(len(self.rows), capacity)
         device = states[0].device
@@ -212,7 +212,7 @@ class SpeculativeBatch(RowBatch):
             [len(row.prompt) for row in self.rows],
             self._draft_cache,
         )
-        seconds = device_seconds(self.forward.device) - start
+        seconds = device_seconds(self.forward.output_device) - start
         for row in self.rows:
             row.draft_seconds = seconds
         return feature
@@ -233,7 +233,7 @@ class SpeculativeBatch(RowBatch):
             row.hidden.append(verified[index, :count].clone())
             row.rejected.append(hidden[index, dropped[index]])
             if tree.features is not None:
-                row.drafted.append(tree.features[index, path[index, 1:count]].to(hidden.device))
+                row.drafted.append(tree.features[index, path[index, 1:count]])
                 start = int(self._cache.lengths[index])
                 row.drafted_rows += range(start, start + count - 1)
 

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lit_hass.models.context import context_length
+    from lit_hass.models.context import check_context, context_length, context_of_run
+    from lit_hass.models.decoder import find_decoder
     from lit_hass.models.digest import model_digest
     from lit_hass.models.draft import DraftModel
     from lit_hass.models.draft_cache import DraftCache
@@ -27,7 +28,10 @@ _HOMES = {
     "attention_kind": "lit_hass.models.loading",
     "check_base": "lit_hass.models.folders",
     "check_draft": "lit_hass.models.draft_loading",
+    "check_context": "lit_hass.models.context",
     "context_length": "lit_hass.models.context",
+    "context_of_run": "lit_hass.models.context",
+    "find_decoder": "lit_hass.models.decoder",
     "dtype_setting": "lit_hass.models.loading",
     "load_base": "lit_hass.models.loading",
     "load_draft": "lit_hass.models.draft_loading",
@@ -48,8 +52,11 @@ __all__ = (
     "DraftModel",
     "attention_kind",
     "check_base",
+    "check_context",
     "check_draft",
     "context_length",
+    "context_of_run",
+    "find_decoder",
     "dtype_setting",
     "load_base",
     "load_config",

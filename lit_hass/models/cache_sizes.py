@@ -52,19 +52,25 @@ def cache_layers(config: PreTrainedConfig) -> list[LayerCache]:
     shared = int(getattr(text, "num_kv_shared_layers", 0) or 0)
     found = []
     for index, kind in enumerate(kinds):
+        own = layer_config(text, index)
         if kind in _NOTHING or index >= count - shared:
             found.append(LayerCache(0))
         elif kind in _FULL:
-            found.append(LayerCache(_width(text)))
+            found.append(LayerCache(_width(own)))
         elif kind in _WINDOWED:
             seen: Any = window if kind == "sliding_attention" else text.attention_chunk_size
-            found.append(LayerCache(_width(text), int(seen)))
+            found.append(LayerCache(_width(own), int(seen)))
         else:
             raise UserError(
                 f"layer {index} of this {text.model_type} is of kind {kind}, whose state is no cache of keys and "
                 "values; its memory is not known by formula"
             )
     return found
+
+
+def layer_config(text: Any, index: int) -> Any:
+    """The configuration of one layer, where a family's layers differ in widths (Gemma-4), else of the whole model."""
+    return text.per_layer_config[index] if getattr(text, "is_heterogeneous", False) else text
 
 
 def _kind(window: int | None, chunk: int | None) -> str:

@@ -7,6 +7,7 @@ whose next token (the root) is known makes n rows, with the tokens 1 .. n.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from lit_hass.models.decoder import output_device
 from lit_hass.models.draft_cache import DraftCache
 from lit_hass.models.draft_checkpoint import save_draft
 from lit_hass.models.draft_config import DraftConfig
@@ -112,7 +114,13 @@ class DraftModel(nn.Module):
         draft = cls(DraftConfig.from_base(base, **overrides))
         draft.adopt_embedding(base)
         head: Any = base.get_output_embeddings()
-        return draft.to(device=head.weight.device, dtype=head.weight.dtype)
+        return draft.to(device=output_device(base), dtype=head.weight.dtype)
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take tensors as they are for the weights, none copied; for a draft that was made on the device "meta"."""
+        self.load_state_dict(tensors, strict=True, assign=True)
+        self.embed_tokens.requires_grad_(False)
+        self._rotary = [LlamaRotaryEmbedding(self.config.llama())]
 
     def adopt_embedding(self, base: PreTrainedModel) -> None:
         """Copy the base's embedding (the rows that have logits; some models pad it)."""

@@ -1,4 +1,4 @@
-"""The files of a draft: ``config.json`` and ``model.safetensors`` (or ``pytorch_model.bin``), read and written."""
+"""The files of a draft: ``config.json`` and ``model.safetensors`` (or ``.bin``, or shards), read and written."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.models.folders import WEIGHT_FILES, find_weights
 
 if TYPE_CHECKING:
     from lit_hass.models.draft import DraftModel
 
-#: In this order; the first one that is there is read, and a damaged one is an error rather than a reason to go on.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
 
 def read_draft_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``.
+    """Read ``config.json``, out of the envelope that converters for vLLM put around it.
 
     Raises:
         UserError: It is missing or no JSON object.
@@ -38,31 +37,65 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON: {_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
-    return content
+    inner = content.get("model")
+    if not isinstance(inner, dict):
+        return content
+    kept = {key: value for key, value in content.items() if key not in ("model", "model_type", "architectures")}
+    fc_bias = kept.pop("eagle_fc_bias", None)
+    return {**kept, **inner, **({} if fc_bias is None else {"bias": fc_bias})}
 
 
 def read_draft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Read the weights, under the names that the file has, on the CPU; no code in the file is run.
+    """Read the weights, under the names that the files have, on the CPU; no code in them is run.
+
+    Numbers are read from the disk when they are first looked at.
+
+    Returns:
+        The file that was found first (of `WEIGHT_FILES`; a damaged one is an error rather than a reason to go on), and
+        its tensors.
 
     Raises:
         UserError: There are none, they are damaged, or they are something else than tensors of floating point numbers.
     """
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: no weights; looked for {', '.join(WEIGHT_FILES)}")
-    try:
-        if path.suffix == ".safetensors":
-            tensors: Any = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged, cut short, or more than tensors: {_line(error)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: not a state dict (names and tensors)")
+    path, shards = find_weights(folder)
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        try:
+            if shard.suffix == ".safetensors":
+                found: Any = load_file(shard)
+            else:
+                found = torch.load(shard, map_location="cpu", weights_only=True, mmap=_can_be_mapped(shard))
+        except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise UserError(f"{shard}: damaged, cut short, or more than tensors: {_line(error)}") from error
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise UserError(f"{shard}: not a state dict (names and tensors)")
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise UserError(f"{shard}: {twice[0]} is in another shard, too")
+        tensors.update(found)
     whole = sorted(name for name, value in tensors.items() if not value.is_floating_point())
     if whole and not {"d2t", "t2d"} & set(whole):  # EAGLE-3's tables are refused by their own name
         raise UserError(f"{path}: {whole[0]} is {tensors[whole[0]].dtype}; quantised drafts are not supported")
     return path, tensors
+
+
+def read_draft_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes by name from the heads of safetensors files; empty where the weights are in others.
+
+    Raises:
+        UserError: There are no weights, or a head cannot be read.
+    """
+    shapes: dict[str, list[int]] = {}
+    for shard in find_weights(folder)[1]:
+        if shard.suffix != ".safetensors":
+            return {}
+        try:
+            with safe_open(shard, framework="pt") as file:
+                names = list(file.keys())  # it is no mapping
+                shapes |= {name: file.get_slice(name).get_shape() for name in names}
+        except SafetensorError as error:
+            raise UserError(f"{shard.name} cannot be read: {error}") from error
+    return shapes
 
 
 def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -99,6 +132,11 @@ def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None 
     finally:
         for path in (weights, config):
             path.unlink(missing_ok=True)
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether a file of torch is of the present kind, which is a zip archive."""
+    return zipfile.is_zipfile(path)
 
 
 def _line(error: Exception) -> str:

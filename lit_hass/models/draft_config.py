@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lit_hass.errors import UserError
+from lit_hass.models.cache_sizes import layer_config
 
 #: Kinds of rotary scaling that a Llama layer can have; of other bases only the base frequency is taken over.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -69,6 +72,11 @@ class DraftConfig:
             raise UserError(
                 f"draft: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key heads"
             )
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
+            raise UserError(
+                f"draft: hidden_act {self.hidden_act!r} is unknown to transformers {transformers.__version__} "
+                "(SwiGLU's is 'silu'): correct it in config.json"
+            )
         if self.head_dim % 2:
             raise UserError(f"draft: a head of width {self.head_dim} is odd, which the rotary embedding cannot turn")
 
@@ -96,6 +104,8 @@ class DraftConfig:
                 raise UserError(f"config.json: hidden_size {content['hidden_size']} is no multiple of {heads} heads")
         kv_heads = content.get("num_key_value_heads")
         eps = content.get("rms_norm_eps")
+        if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float)):
+            raise UserError(f"config.json: rms_norm_eps must be a number, found {eps!r}")
         return cls(
             hidden_size=content["hidden_size"],
             intermediate_size=content["intermediate_size"],
@@ -124,7 +134,7 @@ class DraftConfig:
             UserError: The base's embedding is not as wide as its features, it has no attention, or an override cannot
                 be used.
         """
-        config: Any = base.config.get_text_config()
+        config = layer_config(base.config.get_text_config(), 0)
         width, vocab = base_sizes(base)
         heads = getattr(config, "num_attention_heads", None)
         if not isinstance(heads, int):
@@ -229,19 +239,37 @@ def base_sizes(base: PreTrainedModel) -> tuple[int, int]:
 
 
 def _read_rope(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings of a file, in the form of transformers 5."""
+    """Rotary settings of a file, in the form of transformers 5.
+
+    Raises:
+        UserError: They are no settings, or those of another layer only.
+    """
     theta = content.get("rope_theta") or 10000.0
-    rope = dict(content.get("rope_parameters") or content.get("rope_scaling") or {})
+    name = "rope_parameters" if content.get("rope_parameters") else "rope_scaling"
+    found = content.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f'config.json: {name} must be an object such as {{"type": "linear", ...}}, found {found!r}')
+    kinds = content.get("layer_types")
+    rope = _of_one_layer(found, kinds[0] if isinstance(kinds, list) and kinds else None)
     kind = rope.pop("type", None)
     return {"rope_theta": theta, **rope, "rope_type": rope.get("rope_type") or kind or "default"}
+
+
+def _of_one_layer(rope: Mapping[str, Any], kind: str | None) -> dict[str, Any]:
+    """The settings of a draft's one layer, where there is a set for each kind of layer: full attention, unless told."""
+    sets = {key: value for key, value in rope.items() if isinstance(value, Mapping)}
+    if not sets:
+        return dict(rope)
+    chosen = sets.get(kind or "full_attention")
+    if chosen is None and len(sets) > 1 and kind is not None:
+        raise UserError(f"config.json: rotary settings for {', '.join(sets)}, but none for a layer of kind {kind}")
+    return dict(chosen or next(iter(sets.values())))
 
 
 def _base_rope(config: Any) -> dict[str, Any]:
     """The base's rotary settings where a Llama layer can have them, else its base frequency alone."""
     rope = dict(getattr(config, "rope_parameters", None) or _DEFAULT_ROPE)
-    nested = [value for value in rope.values() if isinstance(value, dict) and "rope_type" in value]
-    if nested:  # one set per kind of layer
-        rope = dict(rope.get("full_attention") or nested[0])
+    rope = _of_one_layer(rope, None)
     partial = rope.pop("partial_rotary_factor", 1.0)
     if partial != 1.0 or rope.get("rope_type", "default") not in _ROPE_TYPES:
         return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}

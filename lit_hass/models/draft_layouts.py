@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
-
-from torch import Tensor
 
 from lit_hass.errors import UserError
 
 _Named = TypeVar("_Named")
+#: Shapes of tensors by their names.
+Shapes = Mapping[str, Sequence[int]]
 _PREFIXES = ("module.", "model.")
 _LAYER = "layers.0."
 _NORM = "layers.0.post_attention_layernorm.weight"
@@ -24,14 +24,16 @@ _OTHERS = (
 
 
 def strip_prefixes(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
-    """Remove ``module.`` and ``model.`` (from data parallel training, or copies for servers) in front of the names.
+    """Remove ``module.`` and ``model.`` in front of the names, and ``_orig_mod.`` anywhere in them.
+
+    They are from data parallel training, or copies for servers, and from compiled modules.
 
     Raises:
         UserError: Two names become one.
     """
     stripped: dict[str, _Named] = {}
     for name, tensor in tensors.items():
-        short = name
+        short = name.replace("_orig_mod.", "")
         while short.startswith(_PREFIXES):
             short = short.split(".", 1)[1]
         if short in stripped:
@@ -59,7 +61,7 @@ def refuse_config(content: Mapping[str, Any]) -> None:
         raise UserError(f"EAGLE-3, another model: {why} in config.json")
 
 
-def refuse_layout(tensors: Mapping[str, Tensor]) -> None:
+def refuse_layout(tensors: Shapes) -> None:
     """Refuse what the names and shapes show to be another kind of draft.
 
     Raises:
@@ -72,6 +74,7 @@ def refuse_layout(tensors: Mapping[str, Tensor]) -> None:
         found = next((key for key in tensors if pattern.search(key)), None)
         if found is not None:
             raise UserError(f"{found}: {kind}, another kind of draft")
+    _refuse_language_model(tensors)
     layers = sorted({int(m[1]) for m in (re.match(r"layers\.(\d+)\.", key) for key in tensors) if m})
     if layers and layers[-1] > 0:
         lacking = [f"layers.{i}.input_layernorm.weight" for i in layers if i > 0]
@@ -84,16 +87,28 @@ def refuse_layout(tensors: Mapping[str, Tensor]) -> None:
         raise UserError(f"{norm}: a norm that drafts of EAGLE-1, EAGLE-2 and HASS do not have")
 
 
-def _eagle3_sign(tensors: Mapping[str, Tensor]) -> str | None:
+def _refuse_language_model(tensors: Shapes) -> None:
+    """Refuse a model that predicts tokens by itself: it has a first norm, a last one, and no ``fc``."""
+    norms = ("layers.0.input_layernorm.weight", "norm.weight")
+    if "fc.weight" in tensors or not all(name in tensors for name in norms):
+        return
+    layers = len({m[1] for m in (re.match(r"layers\.(\d+)\.", key) for key in tensors) if m})
+    raise UserError(
+        f"a whole language model of {layers} {'layer' if layers == 1 else 'layers'}, not a draft head: it has "
+        f"{norms[1]} and no fc.weight, so it does not read the base's features"
+    )
+
+
+def _eagle3_sign(tensors: Shapes) -> str | None:
     """What shows an EAGLE-3 checkpoint, or None."""
     key = next((key for key in tensors if key.startswith("midlayer.") or key in ("d2t", "t2d")), None)
     if key is not None:
         return key
     fc, query = tensors.get("fc.weight"), tensors.get(f"{_LAYER}self_attn.q_proj.weight")
-    if fc is not None and fc.dim() == 2 and fc.shape[1] == 3 * fc.shape[0]:
-        return f"fc.weight is {list(fc.shape)}, over three features"
-    if fc is not None and query is not None and query.dim() == 2 and query.shape[1] == 2 * fc.shape[0]:
-        return f"{_LAYER}self_attn.q_proj.weight is {list(query.shape)}, over embedding and feature"
+    if fc is not None and len(fc) == 2 and fc[1] == 3 * fc[0]:
+        return f"fc.weight is {list(fc)}, over three features"
+    if fc is not None and query is not None and len(query) == 2 and query[1] == 2 * fc[0]:
+        return f"{_LAYER}self_attn.q_proj.weight is {list(query)}, over embedding and feature"
     return None
 
 
@@ -102,7 +117,7 @@ def has_qkv_bias(keys: Collection[str]) -> bool:
     return any(key in keys for key in _QKV_BIASES)
 
 
-def check_keys(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_keys(tensors: Shapes, expected: Shapes) -> None:
     """Compare names and shapes with those of the model that the configuration describes.
 
     Raises:
@@ -114,9 +129,9 @@ def check_keys(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         kind = "" if len(missing) < len(expected) // 2 else " (so it is no draft of EAGLE-1, EAGLE-2 or HASS)"
         raise UserError(f"not the keys of a draft: {' and '.join(parts)}{kind}")
     wrong = [
-        f"{key} is {list(tensors[key].shape)} instead of {list(shape.shape)}"
+        f"{key} is {list(tensors[key])} instead of {list(shape)}"
         for key, shape in sorted(expected.items())
-        if tensors[key].shape != shape.shape
+        if list(tensors[key]) != list(shape)
     ]
     if wrong:
         raise UserError(f"weights and config.json disagree: {'; '.join(wrong)}")

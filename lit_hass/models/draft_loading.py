@@ -11,21 +11,28 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lit_hass.errors import UserError
+from lit_hass.models.decoder import output_device
 from lit_hass.models.draft import DraftModel
-from lit_hass.models.draft_checkpoint import WEIGHT_FILES, read_draft_config, read_draft_tensors
+from lit_hass.models.draft_checkpoint import read_draft_config, read_draft_shapes, read_draft_tensors
 from lit_hass.models.draft_config import DraftConfig, base_sizes
 from lit_hass.models.draft_layouts import check_keys, has_qkv_bias, refuse_config, refuse_layout, strip_prefixes
-from lit_hass.models.folders import PRETRAINED, load_config
+from lit_hass.models.folders import PRETRAINED, WEIGHT_FILES, find_weights, load_config
 
 log = logging.getLogger(__name__)
 
 _EMBEDDING = "embed_tokens.weight"
+_HEAD = "lm_head.weight"
 _QUERY = "layers.0.self_attn.q_proj.weight"
+_PATTERNS = ["config.json", *WEIGHT_FILES, "model-*.safetensors", "pytorch_model-*.bin"]
+#: Tables that are made from the configuration; older code kept them among the weights.
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
+#: Rows of a large matrix that are compared at a time.
+_ROWS = 4096
 
 
 def resolve_draft(path_or_name: str | Path) -> Path:
@@ -49,7 +56,7 @@ def resolve_draft(path_or_name: str | Path) -> Path:
     if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"{name}: no such draft. {choices}")
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHT_FILES]))
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: no such folder, and the hub did not give it: {reason} {choices}") from error
@@ -68,13 +75,14 @@ def check_draft(path_or_name: str | Path, base: str | Path | None = None) -> Non
     """
     folder = resolve_draft(path_or_name)
     content = read_draft_config(folder)
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise UserError(f"{folder}: no weights ({' or '.join(WEIGHT_FILES)})")
+    find_weights(folder)
     try:
         refuse_config(content)
+        shapes = strip_prefixes(read_draft_shapes(folder))
+        refuse_layout(shapes)
         config = DraftConfig.from_dict(content)
         if base is not None:
-            shapes, sizes = _shapes(folder), load_config(base).get_text_config()
+            sizes = load_config(base).get_text_config()
             if "fc.weight" in shapes:  # else it is another kind of draft, which loading will name
                 _check_sizes(config, shapes, (sizes.hidden_size, sizes.vocab_size))
     except UserError as error:
@@ -85,11 +93,14 @@ def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
     """Load an EAGLE-1, EAGLE-2 or HASS draft, in eval mode, without gradients, in the base's dtype and place.
 
     Whether ``fc`` has a bias is decided by the file's keys, not by its configuration (the two disagree in published
-    drafts). A missing embedding is the base's; ``module.`` and ``model.`` before the names are removed.
+    drafts). A missing embedding is the base's; ``module.``, ``model.`` and ``_orig_mod.`` in the names are removed,
+    and so are tensors that say nothing which base and configuration do not: an output layer equal to the base's, rotary
+    frequencies, biases of zeros. No weight is made to be thrown away.
 
     Args:
         path_or_name: A shipped name such as ``html_to_tsv``, a local folder, or a hub id. ``model.safetensors`` is
-            read, else ``pytorch_model.bin`` (tensors only; no code in it is run).
+            read, else ``pytorch_model.bin`` (tensors only; no code in it is run), either of them also in shards with an
+            index.
         base: The model that the draft shall serve.
 
     Raises:
@@ -107,23 +118,70 @@ def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
 
 
 def _build(content: dict[str, object], tensors: dict[str, Tensor], base: PreTrainedModel, where: str) -> DraftModel:
-    refuse_layout(tensors)
+    refuse_layout(_shapes(tensors))
     config = _fit_config(DraftConfig.from_dict(content), tensors, where, "bias" in content)
-    _check_sizes(config, {name: list(tensor.shape) for name, tensor in tensors.items()}, base_sizes(base))
+    _check_sizes(config, _shapes(tensors), base_sizes(base))
     with torch.device("meta"):
-        shapes = DraftModel(config).state_dict()
-    taken = _EMBEDDING not in tensors
-    check_keys({**tensors, _EMBEDDING: shapes[_EMBEDDING]} if taken else tensors, shapes)
-    draft = DraftModel(config)
+        draft = DraftModel(config)
+    expected = _shapes(draft.state_dict())
+    tensors = {
+        name: tensor for name, tensor in tensors.items() if name in expected or _says_more(name, tensor, base, config)
+    }
     head: Any = base.get_output_embeddings()
-    draft.to(dtype=head.weight.dtype)
-    if taken:
-        log.info("%s: no embedding, the base's is taken", where)
-        draft.adopt_embedding(base)
-    else:
+    if _EMBEDDING in tensors:
+        check_keys(_shapes(tensors), expected)
         _compare_embedding(tensors[_EMBEDDING], base, where)
-    draft.load_state_dict(tensors, strict=not taken)
-    return draft.to(head.weight.device).requires_grad_(False).eval()
+    else:
+        log.info("%s: no embedding, the base's is taken", where)
+        own: Any = base.get_input_embeddings()
+        tensors[_EMBEDDING] = own.weight.detach()[: config.vocab_size].clone()
+        check_keys(_shapes(tensors), expected)
+    draft.take({name: tensors[name].to(output_device(base), head.weight.dtype) for name in expected})
+    return draft.requires_grad_(False).eval()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _says_more(name: str, tensor: Tensor, base: PreTrainedModel, config: DraftConfig) -> bool:
+    """Whether a tensor that a draft does not have says anything that its base and its configuration do not.
+
+    Raises:
+        UserError: It is an output layer other than the base's, which decides what is drafted.
+    """
+    if _DERIVED.search(name):
+        expected = LlamaRotaryEmbedding(config.llama()).inv_freq
+        if name.endswith(".inv_freq") and not _alike(tensor.reshape(-1, 1), expected.reshape(-1, 1)):
+            log.warning("%s is not what config.json says (rope_theta, rope_scaling), which decides", name)
+        return False
+    head: Any = base.get_output_embeddings()
+    if name == _HEAD and head is not None and tensor.shape == head.weight.shape:
+        if _alike(tensor, head.weight):
+            return False
+        raise UserError(
+            f"{_HEAD} is not the base's output layer, which drafts of EAGLE-1, EAGLE-2 and HASS use: a draft of "
+            "another base, or of another kind"
+        )
+    return not (name.endswith(".bias") and not bool(tensor.any()))
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two matrices are equal but for rounding to a half precision; a part at a time, as they may be large."""
+    return _difference(ours, theirs) is None
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float | None:
+    """How far two matrices differ where it is more than a rounding, else None."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    largest, scale = 0.0, 0.0
+    for first in range(0, len(ours), _ROWS):
+        one, other = (m[first : first + _ROWS].detach().float().cpu() for m in (ours, theirs))
+        # Not a number stays one.
+        part = float((one - other).abs().amax())
+        largest, scale = (part if not part <= largest else largest), max(scale, float(other.abs().amax()))
+    return None if largest <= 0.01 * scale else largest
 
 
 def _fit_config(config: DraftConfig, tensors: dict[str, Tensor], where: str, said: bool) -> DraftConfig:
@@ -141,19 +199,6 @@ def _fit_config(config: DraftConfig, tensors: dict[str, Tensor], where: str, sai
         # The published class knows no head_dim, though a configuration copied from the base may name one.
         head_dim = config.hidden_size // heads
     return dataclasses.replace(config, fc_bias=fc_bias, qkv_bias=has_qkv_bias(tensors.keys()), head_dim=head_dim)
-
-
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes by name from the head of the safetensors file; empty where the weights are in another one."""
-    path = folder / WEIGHT_FILES[0]
-    if not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = {name: name for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            return {short: file.get_slice(name).get_shape() for short, name in strip_prefixes(names).items()}
-    except SafetensorError as error:
-        raise UserError(f"{path.name} cannot be read: {error}") from error
 
 
 def _check_sizes(config: DraftConfig, shapes: Mapping[str, list[int]], base: tuple[int, int]) -> None:
@@ -178,9 +223,8 @@ def _check_sizes(config: DraftConfig, shapes: Mapping[str, list[int]], base: tup
 def _compare_embedding(weight: Tensor, base: PreTrainedModel, where: str) -> None:
     """Warn when the draft's copy of the embedding is not the base's (rounding to a half precision aside)."""
     embedding: Any = base.get_input_embeddings()
-    own = embedding.weight.detach()[: weight.shape[0]].float().cpu()
-    difference = (weight.float() - own).abs().amax()
-    if not difference <= 0.01 * own.abs().amax():
+    difference = _difference(weight, embedding.weight[: weight.shape[0]])
+    if difference is not None:
         log.warning(
             "%s: its embedding is not the base's (they differ by up to %.2g): a draft of another base, or of another "
             "vocabulary; answers stay right, few drafts will be accepted",

@@ -9,6 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -91,8 +92,9 @@ def load_config(path_or_name: str | Path) -> PreTrainedConfig:
         if not path.is_file():
             raise UserError(f"{source}: no config.json, so this is not a model folder")
         _read_json(path)
+    _refuse_own_code(path)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if path.parent.is_dir():
             cause = " ".join(str(error).split())[:400]
@@ -111,13 +113,32 @@ def load_config(path_or_name: str | Path) -> PreTrainedConfig:
     return config
 
 
+def _refuse_own_code(path: Path) -> None:
+    """Name a model of a kind that only the folder's own code knows; such code is never run, whatever stdin says."""
+    content = _read_json(path) if path.is_file() else {}
+    kind, own = content.get("model_type"), content.get("auto_map")
+    if own and kind not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{path}: a model ({kind}) that needs code of its own ({', '.join(sorted(map(str, own)))}), which is never "
+            f"run here; only kinds that transformers {transformers.__version__} knows can be used"
+        )
+
+
 def check_tokenizer_files(folder: Path) -> None:
     """Refuse a local folder without any tokenizer file."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder}: no tokenizer; looked for {', '.join(TOKENIZER_FILES)}")
 
 
-def _check_weights(folder: Path) -> None:
+def find_weights(folder: Path) -> tuple[Path, list[Path]]:
+    """Find a folder's weights.
+
+    Returns:
+        The first of `WEIGHT_FILES` that is there, and the files that hold tensors: that one, or those that it names.
+
+    Raises:
+        UserError: There is none, or an index that cannot be used; names what is missing.
+    """
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder}: no weights; looked for {', '.join(WEIGHT_FILES)}")
@@ -126,10 +147,19 @@ def _check_weights(folder: Path) -> None:
         index = _read_json(found).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise UserError(f"{found}: no weight_map")
-        shards = [folder / name for name in sorted(set(index.values()))]
+        names = sorted({str(name) for name in index.values()})
+        outside = next((name for name in names if Path(name).name != name), None)
+        if outside is not None:
+            raise UserError(f"{found}: names {outside}, which is not beside it")
+        shards = [folder / name for name in names]
     for shard in shards:
         if not shard.is_file():
             raise UserError(f"{found}: names {shard.name}, which is not there")
+    return found, shards
+
+
+def _check_weights(folder: Path) -> None:
+    for shard in find_weights(folder)[1]:
         if shard.suffix == ".safetensors":
             _check_safetensors(shard)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -61,6 +62,11 @@ def load_base(
         raise UserError("give either device or device_map, not both")
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise UserError("device_map spreads a model with the package accelerate, which is not installed")
+    if isinstance(device_map, str) and device_map != "cpu" and _processes() > 1:
+        raise UserError(
+            f"device_map {device_map} spreads the model over all devices of the machine, and each of the "
+            f"{_processes()} processes would take them all: run one process (trainer.devices 1), or without device_map"
+        )
     target = _device(device)
     source = check_base(path_or_name, needs_tokenizer=False)
     config = load_config(source)
@@ -86,8 +92,13 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     if Path(source).is_dir():
         check_tokenizer_files(Path(source))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "custom code" in str(error):  # what transformers says without trust_remote_code
+            raise UserError(
+                f"{source}: a tokenizer that needs code of its own, which is never run here; give another one "
+                "(tokenizer), or save it as one that transformers knows"
+            ) from error
         raise UserError(f"{source}: the tokenizer cannot be loaded: {_line(error)}") from error
     _leave_nothing_to_chance(tokenizer, source)
     return tokenizer
@@ -114,7 +125,12 @@ def _leave_nothing_to_chance(tokenizer: Any, source: str) -> None:
 def _load(source: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, attn_implementation=attention_kind(config), output_loading_info=True, **kwargs
+            source,
+            config=config,
+            attn_implementation=attention_kind(config),
+            output_loading_info=True,
+            trust_remote_code=False,
+            **kwargs,
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{source}: the weights cannot be read: {_line(error)}") from error
@@ -186,6 +202,11 @@ def _device(device: str | torch.device | None) -> torch.device:
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {target} is not there: {torch.cuda.device_count()} CUDA devices found")
     return target
+
+
+def _processes() -> int:
+    """Processes that share the work."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _line(error: Exception) -> str:

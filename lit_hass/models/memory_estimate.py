@@ -14,7 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
 from lit_hass.errors import UserError
-from lit_hass.models.cache_sizes import LayerCache, cache_layers, head_dim
+from lit_hass.models.cache_sizes import LayerCache, cache_layers, head_dim, layer_config
+from lit_hass.models.context import context_length
+from lit_hass.models.decoder import find_decoder
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class ModelSizes:
         text: Any = config.get_text_config(decoder=True)
         caches = tuple(cache_layers(config))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config).eval()
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
         head = model.get_output_embeddings()
         layers = max(
             (module for module in model.modules() if isinstance(module, torch.nn.ModuleList)),
@@ -91,10 +93,10 @@ class ModelSizes:
             head_parameters=0 if head is None else head.weight.numel(),
             caches=caches,
             hidden=int(text.hidden_size),
-            queries=heads * head_dim(text),
+            queries=heads * max(head_dim(layer_config(text, index)) for index in range(len(caches))),
             feed_forward=_feed_forward(text),
             vocabulary=int(text.vocab_size),
-            context=_positive(getattr(text, "max_position_embeddings", None)),
+            context=context_length(config),
             own_forward=own_forward,
             eager_heads=heads if _eager(model, text) else 0,
             many_steps=_activation(text) in _MANY_STEPS,
@@ -108,7 +110,7 @@ def _checked(model: Any, caches: tuple[LayerCache, ...]) -> bool:
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 3, dtype=torch.long, device="meta")
-            model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            find_decoder(model)[1](input_ids=ids, past_key_values=cache, use_cache=True)
     except RuntimeError as error:  # an operation that asks for a value, or has no kernel for tensors without memory
         log.warning("the formula of the cache was not compared with the model: %s", str(error).splitlines()[0])
         return False
@@ -146,10 +148,6 @@ def _eager(model: Any, text: Any) -> bool:
 def _activation(text: Any) -> str:
     names = ("hidden_act", "activation_function", "hidden_activation", "activation")
     return str(next((value for name in names if (value := getattr(text, name, None))), "gelu_new"))
-
-
-def _positive(value: Any) -> int | None:
-    return int(value) if isinstance(value, int) and value > 0 else None
 
 
 @dataclass(frozen=True)

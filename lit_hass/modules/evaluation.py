@@ -58,6 +58,7 @@ class EvaluationModule(GenerationModule):
         repeats: how often each method answers each question.
         strip_answers: see `GenerationModule`.
         model_id: likewise.
+        context: likewise.
     """
 
     #: Names of the parts that `predict_step` returns; each is written into a folder of its own.
@@ -78,6 +79,7 @@ class EvaluationModule(GenerationModule):
         repeats: int = 3,
         strip_answers: bool = True,
         model_id: str | None = None,
+        context: int | None = None,
     ) -> None:
         """See the class."""
         if not draft:
@@ -86,7 +88,7 @@ class EvaluationModule(GenerationModule):
             raise UserError(f"model.repeats must be at least 1, found {repeats}")
         super().__init__(
             base, draft, tree, sampling, max_new_tokens, dtype, device_map, extra_stop_ids, seed, warmup, strip_answers,
-            model_id or base.rstrip("/").rsplit("/", 1)[-1],
+            model_id or base.rstrip("/").rsplit("/", 1)[-1], context,
         )  # fmt: skip
         self.repeats = repeats
         self._decoders: dict[str, Decoder] = {}
@@ -97,6 +99,9 @@ class EvaluationModule(GenerationModule):
         hass = SpeculativeDecoder(model, load_draft(self.draft, model), self.tree)
         self._decoders = {BASELINE: AutoregressiveDecoder(model), HASS: hass}
         self.decoder = hass
+
+    def _all_decoders(self) -> Sequence[Decoder]:
+        return tuple(self._decoders.values())
 
     def predict_step(self, batch: QuestionBatch, batch_idx: int) -> list[EvaluationOutcome]:  # type: ignore[override]
         """Answer a batch of questions with both methods; a question fails for each by itself."""

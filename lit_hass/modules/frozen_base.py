@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_hass.decoding import AutoregressiveDecoder, make_forward
+from lit_hass.errors import UserError
+from lit_hass.models import find_decoder
 from lit_hass.modules.feature_cache import FeatureCache
 from lit_hass.numerics import plain_numbers
 
@@ -35,6 +37,9 @@ class FrozenBase:
         self.model = model.requires_grad_(False)
         self.cache = cache
         self._forward = make_forward(model)
+        if not self._forward.features:
+            raise UserError(f"{type(model).__name__}: its logits are not to be had from its last hidden state")
+        self._decoder = find_decoder(model)[1]
         self.decoder = AutoregressiveDecoder(self._forward)
         self.vocab_size = self._forward.vocab_size
 
@@ -73,7 +78,7 @@ class FrozenBase:
 
     @plain_numbers()
     def _compute(self, input_ids: Tensor) -> Tensor:
-        return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def head(self, rows: Tensor) -> Tensor:
         """The base's own logits ``[..., V]`` of ``[..., H]`` in float32, differentiable by the rows."""

@@ -27,8 +27,9 @@ from lit_hass.errors import RunError, UserError
 from lit_hass.models import (
     attention_kind,
     check_base,
+    check_context,
     check_draft,
-    context_length,
+    context_of_run,
     dtype_setting,
     load_base,
     load_config,
@@ -73,6 +74,8 @@ class GenerationModule(LightningModule):
             sees (the original scripts do). Matches with references are made on the text before that.
         model_id: name in the answer records; None takes the base's last path component, and says ``-hass`` where a
             draft is used.
+        context: tokens that the base can take, prompt and answer together; None takes what its configuration says (see
+            `lit_hass.models.context_length`).
 
     Attributes:
         collect_features: the one switch that a callback sets to have `TokenFeatures` in the outcomes. Outcomes that
@@ -93,6 +96,7 @@ class GenerationModule(LightningModule):
         warmup: int = 3,
         strip_answers: bool = True,
         model_id: str | None = None,
+        context: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -106,6 +110,7 @@ class GenerationModule(LightningModule):
         self.extra_stop_ids = tuple(extra_stop_ids or ())
         self.seed, self.warmup, self.strip_answers = seed, warmup, strip_answers
         self.model_id = model_id or base.rstrip("/").rsplit("/", 1)[-1] + ("-hass" if draft else "")
+        self.context = context
         self.collect_features = False
         # Not a submodule: Lightning would move and cast it, and a model spread over devices must stay as it is.
         self.decoder: Decoder | None = None
@@ -121,6 +126,7 @@ class GenerationModule(LightningModule):
         """
         parse_dtype(self.base_dtype)
         check_base(self.base)
+        context_of_run(self)
         if self.draft is not None:
             check_draft(self.draft, self.base)
 
@@ -140,7 +146,7 @@ class GenerationModule(LightningModule):
         device = None if self.device_map else self.device
         model = load_base(self.base, dtype=self.base_dtype, device=device, device_map=self.device_map)
         self._stop_ids = tuple(sorted({*stop_ids(model, load_tokenizer(self.base)), *self.extra_stop_ids}))
-        self._context = context_length(model.config)
+        self._context = check_context(model.config, self.context)
         choose_threads(model)
         if unlike := processors_of_generate(model, self.sampling):
             log.warning(
@@ -149,6 +155,8 @@ class GenerationModule(LightningModule):
                 self.base, ", ".join(f"{name} {value}" for name, value in unlike.items()),
             )  # fmt: skip
         self._make_decoders(model)
+        for decoder in self._all_decoders():
+            decoder.forward.context = self._context
         log.info(
             "loaded %s: %.1f M parameters, %s on %s; answers end at %s",
             self.base, sum(p.numel() for p in model.parameters()) / 1e6, model.dtype, model.device, self._stop_ids,
@@ -159,6 +167,9 @@ class GenerationModule(LightningModule):
             self.decoder = AutoregressiveDecoder(model)
         else:
             self.decoder = SpeculativeDecoder(model, load_draft(self.draft, model), self.tree)
+
+    def _all_decoders(self) -> Sequence[Decoder]:
+        return () if self.decoder is None else (self.decoder,)
 
     def on_predict_start(self) -> None:
         """Each run proves its decoders and warms up anew."""
@@ -323,4 +334,5 @@ class GenerationModule(LightningModule):
             "max_new_tokens": self.max_new_tokens,
             "extra_stop_ids": sorted(self.extra_stop_ids),
             "strip_answers": self.strip_answers,
+            **({} if self.context is None else {"context": self.context}),
         }

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_hass.data.batches import IGNORE, TokenBatch
 from lit_hass.errors import RunError, UserError
-from lit_hass.models import check_base, load_base
+from lit_hass.models import check_base, find_decoder, load_base
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class LanguageModelingModule(LightningModule):
                 eos_token_id=tokenizer.eos_token_id,
                 **architecture,
             )
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         except KeyError as error:
             raise UserError(f"model.architecture: {error} is missing") from error
         except (ArithmeticError, StrictDataclassError, TypeError, ValueError) as error:
@@ -145,7 +145,7 @@ class LanguageModelingModule(LightningModule):
         if not self._plain_head:
             return self.model(**inputs).logits[:, :-1][scored].float(), batch.labels[:, 1:][scored]
         # Only the scored rows go through the head: prompts are most of the tokens and their logits are not needed.
-        decoder = self.model.base_model(**inputs)
+        decoder = find_decoder(self.model)[1](**inputs)
         head = self.model.get_output_embeddings()
         return head(decoder.last_hidden_state[:, :-1][scored]).float(), batch.labels[:, 1:][scored]
 
@@ -282,7 +282,11 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
     model.eval()  # without dropout, so that two forwards agree and no random number is drawn
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits
-        head = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        states = find_decoder(model)[1](input_ids=ids, use_cache=False).last_hidden_state
+        layer: Any = model.get_output_embeddings()
+        if states.shape[-1] != layer.weight.shape[1]:
+            return False
+        head = layer(states)
     model.train(training)
     # As strict as rounding lets: a cap changes the small logits of an untrained model by little.
     return bool((whole - head).abs().max() <= 16 * torch.finfo(head.dtype).eps * whole.abs().max())

@@ -40,6 +40,7 @@ class RationaleModule(GenerationModule):
         extra_stop_ids: token ids that end a completion, beside those of the tokenizer and the model.
         seed: of the noise of sampled completions.
         iteration: which iteration of the loop the base is of; 0 is the base. Each has noise of its own.
+        context: tokens that the base can take, see `GenerationModule`.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class RationaleModule(GenerationModule):
         extra_stop_ids: list[int] | None = None,
         seed: int = 0,
         iteration: int = 0,
+        context: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__(
-            base, draft, tree, sampling, max_new_tokens, dtype, device_map, extra_stop_ids, seed, warmup=0
+            base, draft, tree, sampling, max_new_tokens, dtype, device_map, extra_stop_ids, seed, warmup=0,
+            context=context,
         )  # fmt: skip
         self.iteration = iteration
         self._tokenizer: Any = None

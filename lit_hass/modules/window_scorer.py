@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_hass.data.perplexity_plan import WindowBatch
-from lit_hass.decoding.hf_forward import HFForward
-from lit_hass.errors import UserError
+from lit_hass.decoding.select_forward import take_apart
 from lit_hass.metrics.perplexity import token_nll
 from lit_hass.numerics import plain_numbers
 
@@ -57,15 +56,14 @@ class WindowScorer:
         self.model = model
         self._verified, self._width = False, 0
         self._head: Callable[[Tensor], Tensor] | None = None
+        self._parts, reason = take_apart(model)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         vocabulary = int(model.config.get_text_config().vocab_size)
-        try:
-            forward = HFForward(model)
-        except UserError as error:
-            log.warning("%s; each window's logits are made by the whole model", error)
+        if self._parts is None:
+            log.warning("%s; each window's logits are made by the whole model", reason)
         else:
-            self._head = forward.logits
-            vocabulary, self._width = forward.vocab_size, forward.hidden_size
+            self._head = self._parts.logits
+            vocabulary, self._width = self._parts.vocab_size, self._parts.hidden_size
         numbers = _CPU_NUMBERS if model.device.type == "cpu" else _GPU_NUMBERS
         self.rows = rows or max(16, numbers // vocabulary // 16 * 16)
 
@@ -84,18 +82,12 @@ class WindowScorer:
         if not self._verified:
             self._verify(batch)
             self._verified = True
-        if self._head is None:
+        if self._head is None or self._parts is None:
             return ScoredWindows(self._whole(batch), None)
-        hidden = self._decode(batch.input_ids)
+        hidden = self._parts.states(batch.input_ids)
         chosen = hidden.reshape(-1, hidden.shape[-1])[batch.positions.to(hidden.device)]
         del hidden
         return ScoredWindows(token_nll(chosen, self._head, batch.targets.to(chosen.device), self.rows), chosen)
-
-    def _decode(self, ids: Tensor) -> Tensor:
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        head = self.model.get_output_embeddings()
-        # A model that is spread over devices may leave its states elsewhere.
-        return states.to(head.weight.device) if head.weight.device.type != "meta" else states
 
     def _whole(self, batch: WindowBatch) -> Tensor:
         found = []
@@ -113,11 +105,11 @@ class WindowScorer:
 
     def _verify(self, batch: WindowBatch) -> None:
         """Compare both ways on the beginning of the first window, and choose the whole model where they disagree."""
-        if self._head is None:
+        if self._head is None or self._parts is None:
             return
         ids = batch.input_ids[:1, : min(batch.lengths[0], _PROBE)]
         whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        parts = self._head(self._decode(ids)[0]).to(whole.device)
+        parts = self._head(self._parts.states(ids)[0]).to(whole.device)
         half = self.model.dtype in (torch.float16, torch.bfloat16)
         scale = whole.abs().max().clamp(min=1e-30)
         difference = float((parts - whole).abs().max() / scale) if parts.shape == whole.shape else float("inf")

@@ -24,7 +24,7 @@ class TurnRecord:
         accept_lengths: Accepted draft tokens per step, without the +1; empty where nothing was drafted.
         prefill_time: Seconds to the first token.
         decode_time: Seconds after it.
-        stop_reason: ``"stop"`` or ``"length"``.
+        stop_reason: ``"stop"``, ``"length"`` or ``"context"``.
         seed: Seed of the turn's noise; None for greedy decoding.
         prompt_tokens: Length of the prompt.
         prompt_digest: Of the prompt's ids, see `prompts_digest`.
@@ -72,7 +72,7 @@ class ChoiceRecord:
         prefill_time: Seconds to the first token.
         decode_time: Seconds after it.
         steps: Verification steps, or decoded tokens of plain decoding.
-        stop_reason: ``"stop"`` or ``"length"``.
+        stop_reason: ``"stop"``, ``"length"`` or ``"context"``.
         seed: Seeds of the noise; None for greedy decoding.
         prompt_tokens: Lengths of the prompts.
         prompt_digest: Of the prompts' ids: whether two runs asked the same.

@@ -24,7 +24,7 @@ class AnswerTurn:
         wall_times: seconds of every repetition.
         batch_rows: how many turns were decoded together.
         prompt_tokens: length of the prompt.
-        stop_reason: ``"stop"`` or ``"length"``.
+        stop_reason: ``"stop"``, ``"length"`` or ``"context"``.
         exact_match: whether the answer is the reference.
         divergence_gap: gap of logits where the answer leaves that of another run.
     """

@@ -50,7 +50,8 @@ def generation_statistics(
           ``by_depth``, ``histogram`` (steps with 0, 1, ... accepted tokens), ``node_acceptance_rate``,
           ``nodes_per_step``, ``steps``, and ``reasons`` for what is undefined or left out, with counts.
         * ``seconds``: total, prefill, decode; ``wall_time``: their distribution per turn.
-        * ``stop_reasons``: how many answers ended with a stop token and how many were cut.
+        * ``stop_reasons``: how many answers ended with a stop token, how many were cut by ``max_new_tokens``
+          (``length``) and how many by the end of the model's context (``context``).
         * ``exact_match``: matched, of (turns with a reference), share; ``by_category``.
         * ``peak_memory_bytes``.
         * ``collected_features``: answers during which features were copied: their times are no measure of speed.
@@ -147,7 +148,7 @@ def _distribution_known(values: Iterable[float | None]) -> dict[str, float]:
 def _stop_reasons(turns: Sequence[AnswerTurn]) -> dict[str, float]:
     known = [turn.stop_reason for turn in turns if turn.stop_reason is not None]
     nobody_knows = bool(turns) and not known
-    return {name: float("nan") if nobody_knows else known.count(name) for name in ("stop", "length")}
+    return {name: float("nan") if nobody_knows else known.count(name) for name in ("stop", "length", "context")}
 
 
 def _unknown(turns: Sequence[AnswerTurn]) -> dict[str, int]:

@@ -101,7 +101,7 @@ def _turns(line: dict[str, Any]) -> Iterable[_Answer | None]:
             else:
                 name = turn_id(line["question_id"], i)
                 first = turn_id(line["question_id"], 0)
-                yield _Answer(name, first, turn.text, turn.prompt_tokens, turn.new_tokens, turn.stop_reason == "length")
+                yield _Answer(name, first, turn.text, turn.prompt_tokens, turn.new_tokens, turn.stop_reason != "stop")
 
 
 def _predictions(path: Path) -> list[_Answer]:

@@ -349,7 +349,7 @@ def test_a_list_is_no_state_dict(folder, base):
 
 def test_files_that_are_not_there(folder, base, tmp_path):
     (folder / "model.safetensors").unlink()
-    assert "no weights; looked for model.safetensors, pytorch_model.bin" in refusal(folder, base)
+    assert "no weights; looked for model.safetensors, model.safetensors.index.json, pytorch" in refusal(folder, base)
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(folder, base)
     (folder / "config.json").write_text("[1]")

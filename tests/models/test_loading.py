@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -201,6 +203,69 @@ def test_settings(saved, monkeypatch):
 def test_device_map(saved):
     pytest.importorskip("accelerate", reason="device_map needs accelerate")
     assert load_base(saved, device_map={"": "cpu"}).dtype in (torch.float32, torch.bfloat16)
+
+
+def _rank(rank, folder, saved):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        load_base(saved, device_map="auto")
+    except UserError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+    assert load_base(saved, device_map={"": "cpu"}) is not None  # who names a device for each process means it
+    dist.destroy_process_group()
+
+
+def test_processes_do_not_share_all_devices(saved, tmp_path):
+    """Each of them would take every GPU of the machine."""
+    torch.multiprocessing.start_processes(_rank, (tmp_path, saved), nprocs=2, start_method="fork")
+    texts = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
+    assert len(texts) == 1 and "each of the 2 processes would take them all" in texts.pop()
+
+
+#: Writes a proof when it is imported.
+OWN_CODE = """
+from pathlib import Path
+Path({proof!r}).write_text("this ran")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("stdin", ["y", "closed"])
+@pytest.mark.parametrize("kind", ["own", "llama"])
+def test_a_folders_own_code_never_runs(folder, kind, stdin, monkeypatch, tmp_path):
+    """Not when somebody says yes at the prompt of transformers either; and nobody is asked."""
+    proof = tmp_path / "proof"
+    (folder / "own.py").write_text(OWN_CODE.format(proof=str(proof)))
+    parts = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnModel",
+        "AutoTokenizer": [None, "own.OwnTokenizer"],
+    }
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "auto_map": parts}))
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    names |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": parts["AutoTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    answers = io.StringIO("y\n" * 20)
+    if stdin == "closed":
+        answers.close()
+    monkeypatch.setattr("sys.stdin", answers)
+    if kind == "own":
+        refused("needs code of its own.*never run here", folder)
+    else:  # a kind that transformers knows is loaded with the code of transformers
+        assert type(load_base(folder)) is LlamaForCausalLM
+        assert context_length(load_base(folder).config) == 64
+    with pytest.raises(UserError, match="needs code of its own"):
+        load_tokenizer(folder)
+    assert stop_ids(load_base(folder)) == (2,) if kind == "llama" else True
+    assert not proof.exists()
+    assert stdin == "closed" or answers.tell() == 0
 
 
 def test_capped_attention_is_eager():
