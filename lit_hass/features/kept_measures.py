@@ -14,7 +14,7 @@ from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
 from lit_hass.metrics.functional.group_entropies import grouped_entropy
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, distribution, entropy, gram_eigenvalues, has_spread
+from lit_hass.metrics.functional.spectrum import bounded_entropy, gram_eigenvalues, has_spread
 
 # Numbers of the rows that are looked at together.
 _PART_NUMBERS = 2**21
@@ -185,10 +185,8 @@ def _streamed_entropy(
     values = gram_eigenvalues(gram - torch.outer(sums, sums) / n if center else raw, n, center)
     if center and not has_spread(values[0], raw.trace(), n, len(shift)):
         return math.nan, math.nan
-    value = float(entropy(distribution(values, settings["power"]), settings["base"], ENTROPY_EPS))
-    unit = 1.0 if settings["base"] == "e" else math.log(2)
-    bound = math.log(min(n, len(shift))) / unit
-    return value, value / bound if bound else math.nan
+    value, normalized = bounded_entropy(values, n, len(shift), **settings)
+    return float(value), float(normalized)
 
 
 def agreement_counts(

@@ -22,7 +22,7 @@ from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics import ClassStatistics, CollapseMetrics
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.classifier_rows import Classifier
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, distribution, entropy, spectrum_summary
+from lit_hass.metrics.functional.spectrum import bounded_entropy, spectrum_summary
 
 #: Accumulators; the union of both is "overall".
 SCOPES = ("prompt", "answer")
@@ -214,13 +214,8 @@ def _add_spectra(sums: Sums, config: CollapseConfig, result: ScopeResult) -> Non
 
 def entropies(eigenvalues: Tensor, rows: int, num_features: int, config: CollapseConfig) -> tuple[float, float]:
     """Entropy and normalised entropy of a spectrum, by the settings; NaN where undefined."""
-    settings = config.entropy
-    if not rows:
-        return math.nan, math.nan
-    value = float(entropy(distribution(eigenvalues, settings["power"]), settings["base"], ENTROPY_EPS))
-    unit = 1.0 if settings["base"] == "e" else math.log(2)
-    bound = math.log(min(rows, num_features)) / unit
-    return value, value / bound if bound else math.nan
+    value, normalized = bounded_entropy(eigenvalues, rows, num_features, **config.entropy)
+    return float(value), float(normalized)
 
 
 def _listed(eigenvalues: Tensor, rows: int) -> list[float]:
