@@ -21,6 +21,7 @@ from lit_hass.features.kept_measures import (
     exchanged,
     places,
 )
+from lit_hass.features.reservoir import keeps_class
 from lit_hass.features.scopes import SCOPES, ScopeResult, result_of, synced
 from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics.accumulator import STATE_NAMES
@@ -103,7 +104,8 @@ class _Assembly:
         mine = self.m.store.kept
         if self.ranks is None:
             return mine
-        return exchanged(mine, self.m.num_features, self.config.host_bytes // 4, self.ranks)
+        width = self.m.num_features
+        return exchanged(mine, width, self.config.host_budget(width) // 4, self.ranks)
 
     def summed(self, table: Tensor) -> Tensor:
         return table if self.ranks is None else self.ranks.sum(table)
@@ -169,7 +171,7 @@ class _Assembly:
                     self._add_values(
                         result, self.agreement(kept, scope, result), "no rows of eligible classes are kept"
                     )
-        counts = self._counts(results, kept.cap if by_row else None)
+        counts = self._counts(results, kept if by_row else None)
         overall = results["overall"]
         return {
             "total_tokens": counts["rows_in_text"],
@@ -255,7 +257,7 @@ class _Assembly:
             "std_svd_entropy": float(means[means.isfinite()].std(correction=0)) if some else math.nan,
         }
 
-    def _counts(self, results: dict[str, ScopeResult], cap: int | None) -> dict[str, Any]:
+    def _counts(self, results: dict[str, ScopeResult], kept: Kept | None) -> dict[str, Any]:
         store = self.m.store
         mine = {**self.m.counts, **{name: getattr(store, name) for name in _STORE_COUNTS}}
         everyone = self.gathered((mine, store.kept.spill_disabled, store.reproducible))
@@ -264,10 +266,24 @@ class _Assembly:
         counts |= {name: value for name, value in results["overall"].counts.items() if name != "n_rows"}
         counts.setdefault("rows_in_text", 0)
         counts["n_rejected"] = counts["rows_in_statistics"] - counts["rows_in_text"]
-        counts["n_kept_cap"] = cap
+        counts["n_kept_cap"] = None if kept is None else kept.cap
+        classes = results["overall"].classes
+        if kept is not None and classes is not None:
+            counts["classes_left_out"] = int((~keeps_class(classes.ids.cpu(), kept.halvings)).sum())
+            self._tell_left_out(counts["classes_left_out"], len(classes.ids))
         counts["spill_disabled"] = next((reason for _, reason, _ in everyone if reason), None)
         counts["reservoir_reproducible"] = all(each[2] for each in everyone)
         return counts
+
+    def _tell_left_out(self, left_out: int, eligible: int) -> None:
+        """Log once that the sample has no room for some classes."""
+        if left_out and "classes_left_out" not in self.m.told:
+            self.m.told.add("classes_left_out")
+            log.warning(
+                "token entropies and NC4 leave out %d of %d classes: there is no room for two rows of each; raise "
+                "collapse.host_bytes (now %d)",
+                left_out, eligible, self.config.host_budget(self.m.num_features),
+            )  # fmt: skip
 
 
 def collapse_metrics(measurement: CollapseMeasurement, sync: bool) -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Kept(Protocol):
     def cap(self) -> int | None:
         """Rows of each group at most."""
 
+    @property
+    def halvings(self) -> int:
+        """How often half of the classes were left out, see `keeps_class`."""
+
 
 class _Exchanged:
     def __init__(self, reservoir: Reservoir) -> None:
@@ -50,17 +54,21 @@ class _Exchanged:
     def cap(self) -> int | None:
         return self._reservoir.per_group
 
+    @property
+    def halvings(self) -> int:
+        return self._reservoir.halvings
+
 
 def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Kept:
     """Give each rank all kept rows of the classes whose id leaves its number as remainder; collective.
 
-    Every rank sends its rows once, in blocks. Caps may differ between ranks; the smallest one holds for all, before and
+    Every rank sends its rows once, in blocks. Bounds may differ between ranks; the narrowest hold for all, before and
     after.
 
     Args:
         kept: this rank's rows; there may be none.
         num_features: d.
-        max_bytes: for the rows of this rank's classes; where they do not suffice, caps shrink further.
+        max_bytes: for the rows of this rank's classes; where they do not suffice, the bounds narrow further.
         ranks: the group.
     """
     groups, keys = kept.index()
@@ -68,8 +76,8 @@ def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Ke
     header = torch.zeros(ranks.size, 2, dtype=torch.int64)
     header[ranks.rank] = torch.tensor([len(groups), _DTYPES.index(sample.dtype)])
     header = ranks.sum(header)
-    cap = _smallest(kept.cap, ranks)
-    mine = Reservoir(num_features, cap, max_bytes)
+    mine = Reservoir(num_features, None, max_bytes)
+    mine.shrink_to(*_narrowest(kept.cap, kept.halvings, ranks))
     rows = max(1, _PART_NUMBERS // num_features)
     for source, (count, code) in enumerate(header.tolist()):
         for start in range(0, count, rows):
@@ -84,16 +92,14 @@ def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Ke
             ranks.broadcast(about, source)
             wanted = (about[0] // 2) % ranks.size == ranks.rank
             mine.offer(block[wanted], about[0][wanted], about[1][wanted])
-    after = _smallest(mine.per_group, ranks)
-    if after != mine.per_group:
-        mine.shrink_to(after)
+    mine.shrink_to(*_narrowest(mine.per_group, mine.halvings, ranks))
     return _Exchanged(mine)
 
 
-def _smallest(cap: int | None, ranks: Ranks) -> int | None:
+def _narrowest(cap: int | None, halvings: int, ranks: Ranks) -> tuple[int | None, int]:
     largest = 2**62
-    found = -int(ranks.max(torch.tensor([-(largest if cap is None else cap)]))[0])
-    return None if found == largest else found
+    found = ranks.max(torch.tensor([-(largest if cap is None else cap), halvings])).tolist()
+    return None if found[0] == -largest else -found[0], found[1]
 
 
 def places(kept: Kept, scope: str) -> tuple[Tensor, Tensor]:

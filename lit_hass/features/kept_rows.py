@@ -103,6 +103,11 @@ class KeptRows:
         """Rows kept of each group at most, now; None: all."""
         return self.per_group if self._reservoir is None else self._reservoir.per_group
 
+    @property
+    def halvings(self) -> int:
+        """How often half of the classes were left out, see `keeps_class`."""
+        return 0 if self._reservoir is None else self._reservoir.halvings
+
     def index(self) -> tuple[Tensor, Tensor]:
         """Groups and keys of the kept rows, ``[n]`` int64 each."""
         if self._shard is not None:

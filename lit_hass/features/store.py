@@ -86,7 +86,7 @@ class FeatureStore:
         self.kept = KeptRows(
             num_features,
             config.max_samples_per_class,
-            config.host_bytes // 4,
+            config.host_budget(num_features) // 4,
             config.disk_bytes,
             Path(place) if place else None,
             f"kept.rank{rank}",
@@ -155,7 +155,7 @@ class FeatureStore:
         dtype = self.storage_dtype(staged[0].features.dtype) if staged else None
         for block in joined(staged):
             self._buffer(block.to("cpu", dtype))
-        full = self._buffered_bytes * _HOST_SHARE >= self.config.host_bytes
+        full = self._buffered_bytes * _HOST_SHARE >= self.config.host_budget(self.num_features)
         if full or self._buffered_rows >= self.config.max_buffer_size:
             self._consolidate()
 

@@ -84,7 +84,7 @@ def _statement(topic: str, a: CollapseSubject, b: CollapseSubject) -> Statement:
         found += _of_settings(a, b, (*_SELECTING[topic], "storage_dtype"), "with care")
     found += _of_meta(topic, a, b)
     found += {
-        SPECTRA: _of_rows, NORMALISED: _of_rows, CLASSES: _of_classes, TOKENS: _of_classes, CHUNKS: _of_lengths,
+        SPECTRA: _of_rows, NORMALISED: _of_rows, CLASSES: _of_classes, TOKENS: _of_tokens, CHUNKS: _of_lengths,
         CKA: _of_drafts,
     }[topic](a, b)  # fmt: skip
     level = max((level for level, _ in found), key=_ORDER.index, default=_ORDER[0])
@@ -137,6 +137,23 @@ def _of_classes(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level,
     shared = len(named[0] & named[1])
     if shared < len(named[0] | named[1]):
         yield "with care", f"classes differ: {shared} tokens in both, of {len(named[0])} and {len(named[1])}"
+
+
+def _of_tokens(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    yield from _of_classes(a, b)
+    counts = [subject.analysis["diagnostics"] for subject in (a, b)]
+    caps = [each.get("n_kept_cap") for each in counts]
+    if caps[0] != caps[1] and any(_is_capped(subject) for subject in (a, b)):
+        shown = ("all" if cap is None else f"at most {cap}" for cap in caps)
+        yield "not comparable", f"entropies of {' and '.join(shown)} rows of each token, and they grow with the rows"
+    left_out = [each.get("classes_left_out") or 0 for each in counts]
+    if left_out[0] != left_out[1]:
+        yield "with care", f"{left_out[0]} and {left_out[1]} token classes are left out for lack of room"
+
+
+def _is_capped(subject: CollapseSubject) -> bool:
+    tokens = (subject.metrics.get("token_metrics") or {}).values()
+    return any(0 < token.get("sampled", token["num_samples"]) < token["num_samples"] for token in tokens)
 
 
 def _of_lengths(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:

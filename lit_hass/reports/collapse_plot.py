@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from lit_hass.reports.collapse_rows import rows_behind
 from lit_hass.reports.collapse_run import CollapseSubject
 
 _COLOURS = ("#1f6feb", "#d4681d", "#2f8f4e", "#8250df", "#7a869a")
@@ -258,7 +259,7 @@ def _power_law(shares: np.ndarray) -> tuple[float | None, np.ndarray, np.ndarray
 
 def _tokens(subject: CollapseSubject) -> tuple[np.ndarray, np.ndarray]:
     defined = [t for t in (subject.metrics.get("token_metrics") or {}).values() if t.get("svd_entropy") is not None]
-    return _floats([t["num_samples"] for t in defined]), _floats([t["svd_entropy"] for t in defined])
+    return _floats([rows_behind(t) for t in defined]), _floats([t["svd_entropy"] for t in defined])
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -164,10 +164,7 @@ def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
         if subject.unfinished:
             asked = subject.meta.get("questions")
             found.append(f"{subject.label}: the run was stopped; these are the {asked} questions until then")
-        tokens = (subject.metrics.get("token_metrics") or {}).values()
-        sampled = sum(t.get("sampled", t["num_samples"]) < t["num_samples"] for t in tokens)
-        if sampled:
-            found.append(f"{subject.label}: entropies of {sampled} tokens are those of a sample of their rows")
+        found += [f"{subject.label}: {note}" for note in _sample_notes(subject)]
         if lost := subject.analysis["diagnostics"].get("n_dropped_rows"):
             found.append(f"{subject.label}: {lost} rows were lost to failures and enter nothing")
         if subject.settings.get("svd_variant", "a") != "a":
@@ -175,6 +172,28 @@ def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
                 f"{subject.label}: the limits of the patterns are made for svd_variant a, in nats; these are bits"
             )
     return found
+
+
+def _sample_notes(subject: CollapseSubject) -> Iterable[str]:
+    """Where figures are not of all rows and classes."""
+    counts, most = subject.analysis["diagnostics"], subject.settings.get("max_tokens_to_analyze")
+    sampled = sum(0 < rows_behind(t) < t["num_samples"] for t in (subject.metrics.get("token_metrics") or {}).values())
+    if sampled:
+        cap = counts.get("n_kept_cap")
+        limit = "" if cap is None else f", at most {cap} of a token"
+        yield f"entropies of {sampled} tokens, and NC4, are those of a sample of their rows{limit}"
+    if left_out := counts.get("classes_left_out"):
+        yield (
+            f"{left_out} of {counts['classes_eligible']} token classes are left out of the entropies per token and of "
+            "NC4, for which there was no room (collapse.host_bytes)"
+        )
+    if most is not None and counts.get("classes_eligible") == most:
+        yield f"class and token figures are those of the {most} most frequent tokens (max_tokens_to_analyze)"
+
+
+def rows_behind(token: dict[str, Any]) -> int:
+    """How many rows a token's entropy is made of: a sample, where it has more."""
+    return token.get("sampled", token["num_samples"])
 
 
 def family_rows(subjects: Sequence[CollapseSubject]) -> list[tuple[str, ...]]:
@@ -200,12 +219,16 @@ def extreme_tokens(subject: CollapseSubject, most: int = 12) -> list[tuple[str, 
         (
             key,
             NOTHING if value.get("token") is None else repr(value["token"]),
-            str(value["num_samples"]),
+            _of_all(rows_behind(value), value["num_samples"]),
             figure(value["svd_entropy"]),
             figure(value["normalized_entropy"]),
         )
         for key, value in tokens[:most]
     ]
+
+
+def _of_all(some: int, all_rows: int) -> str:
+    return str(all_rows) if some == all_rows else f"{some} of {all_rows}"
 
 
 def figure(value: float | None, digits: int = 4) -> str:

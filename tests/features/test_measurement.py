@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.errors import RunError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureStore, extract_features, special_ids
+from lit_hass.features.row_keys import row_keys
 from lit_hass.features.sequences import on_host
 from lit_hass.metrics import CollapseMetrics
-from tests.features.plain_metrics import assert_plain, plain_metrics
+from tests.features.plain_metrics import assert_plain, entropy, plain_metrics
 from tests.features.sequences import (
     CLASSES,
     SPECIAL,
@@ -200,6 +201,60 @@ def test_families_that_are_switched_off_keep_nothing_and_are_null(on):
         if metrics[name] is not None:
             assert metrics[name].keys() == expected[name].keys()
     assert metrics["errors"] == [] and json.dumps(metrics, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", [300, 900, 2000])
+def test_a_sample_with_too_little_room_leaves_out_classes_and_never_keeps_one_row(count, caplog):
+    """26 rows of each class, and room for 1,724: caps of one or none would report total collapse."""
+    chance = torch.Generator().manual_seed(0)
+    rows = torch.randn(26 * count, 64, generator=chance).bfloat16()
+    ids = torch.randperm(26 * count, generator=chance) % count
+    config = CollapseConfig(host_bytes=2**20, special_tokens=[])
+    with CollapseMeasurement(64, config) as measurement, caplog.at_level(logging.WARNING):
+        for part in torch.arange(len(ids)).split(2000):
+            measurement.add_batch_features(rows[part], ids[part])
+        metrics, again = measurement.get_collapse_metrics(), measurement.get_collapse_metrics()
+    counts, tokens = metrics["counts"], metrics["token_metrics"]
+    chosen = {token: one for token, one in tokens.items() if one["sampled"]}
+    cap = counts["n_kept_cap"]
+    assert cap == {300: 4, 900: 2, 2000: 2}[count] and {one["sampled"] for one in chosen.values()} == {cap}
+    assert len(tokens) == count and counts["classes_left_out"] == count - len(chosen)
+    assert 300 <= len(chosen) <= 862  # all, half or a quarter of the classes, not a few
+    keys = row_keys(0, 0, len(ids))
+    for token, one in tokens.items():
+        if token not in chosen:
+            assert one["svd_entropy"] is None and one["num_samples"] == 26
+            continue
+        mine = (ids == int(token)).nonzero()[:, 0]
+        mine = mine[keys[mine].argsort()[:cap]]
+        assert one["svd_entropy"] == pytest.approx(entropy(rows[mine].double()), abs=1e-9)
+        assert one["svd_entropy"] > 0.9 * math.log(cap)  # rows at random are not collapsed
+    values = [one["svd_entropy"] for one in chosen.values()]
+    family = metrics["family"]["overall"]
+    assert family["svd_entropy/token_mean"] == pytest.approx(sum(values) / len(values))
+    assert family["nc4/nearest_accuracy"] is not None
+    said = [line for line in caplog.messages if "leave out" in line]
+    assert again["counts"] == counts and len(said) == (count > 300)
+    assert all(f"{counts['classes_left_out']} of {count} classes" in line for line in said)
+
+
+def test_a_class_of_which_one_row_was_kept_has_no_entropy():
+    """As of a run that an earlier version began."""
+    with CollapseMeasurement(4, CollapseConfig(special_tokens=[])) as measurement:
+        measurement.add_batch_features(torch.randn(40, 4), torch.arange(40) % 4)
+        measurement.store.consolidate()
+        measurement.store.kept._sample(torch.float32).shrink_to(1)
+        metrics = measurement.get_collapse_metrics()
+    assert {one["svd_entropy"] for one in metrics["token_metrics"].values()} == {None}
+    assert metrics["family"]["overall"]["svd_entropy/token_mean"] is None and metrics["counts"]["n_kept_cap"] == 1
+    assert "entropy" in metrics["undefined"]["overall"]["svd_entropy/token_mean"]
+
+
+def test_room_grows_with_the_rows_width():
+    """Of 4,096 numbers in bfloat16: 16,000 tokens in prompts and in answers have room for rows, two of each."""
+    rows = 4 * 16000
+    assert CollapseConfig().host_budget(4096) // 4 >= rows * (2 * 4096 + 24)
+    assert CollapseConfig().host_budget(64) == 2**30 and CollapseConfig(host_bytes=2**21).host_budget(4096) == 2**21
 
 
 def test_states_that_are_not_asked_for_are_left_out_and_counted():
