@@ -32,7 +32,8 @@ class CollapseConfig:
         max_tokens_to_analyze: class and token metrics use the most frequent eligible classes only (ties: smaller id);
             overall spectra use all rows.
         compute_token_metrics: entropies of the rows of each class. Off, no rows are kept for them.
-        compute_overall_metrics: spectra of all rows, by scope and state.
+        compute_overall_metrics: spectra of all rows, by scope and state; for entropies of equally many rows of each
+            state up to 1,024 rows of each are kept.
         compute_class_metrics: GNC2, UNC3 and the neural-collapse family.
         svd_variant: ``"a"``: p = s / sum s, not centred, nats; ``"b"``: p = s^2 / sum s^2, centred, bits.
         gnc2_reduction: which reduction over pairs of classes is the one number called GNC2.

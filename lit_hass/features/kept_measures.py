@@ -13,6 +13,7 @@ from lit_hass.features.reservoir import Reservoir
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
+from lit_hass.metrics.functional.equal_rows import EQUAL_ROWS, drawn_entropies
 from lit_hass.metrics.functional.group_entropies import grouped_entropy
 from lit_hass.metrics.functional.spectrum import bounded_entropy, gram_eigenvalues, has_spread
 
@@ -39,24 +40,6 @@ class Kept(Protocol):
     @property
     def halvings(self) -> int:
         """How often half of the classes were left out, see `keeps_class`."""
-
-
-class _Exchanged:
-    def __init__(self, reservoir: Reservoir) -> None:
-        self._reservoir = reservoir
-        self.gather = reservoir.gather
-
-    def index(self) -> tuple[Tensor, Tensor]:
-        self._reservoir.prune()
-        return self._reservoir.groups, self._reservoir.keys
-
-    @property
-    def cap(self) -> int | None:
-        return self._reservoir.per_group
-
-    @property
-    def halvings(self) -> int:
-        return self._reservoir.halvings
 
 
 def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Kept:
@@ -93,7 +76,7 @@ def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Ke
             wanted = (about[0] // 2) % ranks.size == ranks.rank
             mine.offer(block[wanted], about[0][wanted], about[1][wanted])
     mine.shrink_to(*_narrowest(mine.per_group, mine.halvings, ranks))
-    return _Exchanged(mine)
+    return mine
 
 
 def _narrowest(cap: int | None, halvings: int, ranks: Ranks) -> tuple[int | None, int]:
@@ -156,6 +139,29 @@ def class_entropies(
         found = grouped_entropy(rows, part.to(device), min_samples=1, **settings)
         columns = (found.counts.to(torch.float64), found.entropies, found.normalized)
         table[torch.searchsorted(classes, found.ids.cpu())] = torch.stack(columns, dim=1).cpu()
+    return table
+
+
+def stream_entropies(kept: Kept, streams: int, settings: dict[str, Any], device: torch.device) -> Tensor:
+    """Return what `drawn_entropies` finds in the kept rows of each stream.
+
+    Args:
+        kept: where rows are; a stream's group is twice its number.
+        streams: how many there are.
+        settings: ``power``, ``center`` and ``base`` of the entropies.
+        device: where they are computed.
+
+    Returns:
+        ``[streams, sizes, 5]`` float64, by `EQUAL_ROWS`: the stream's kept rows, and mean, ends and bound; zeros for
+        what is not here or of more rows than may be drawn.
+    """
+    table = torch.zeros(streams, len(EQUAL_ROWS), 5, dtype=torch.float64)
+    groups, _ = kept.index()
+    for stream in range(streams):
+        places = (groups == 2 * stream).nonzero()[:, 0]
+        for found in drawn_entropies(kept.gather(places).to(device), EQUAL_ROWS, **settings):
+            row = (len(places), found.entropy, found.low, found.high, found.bound)
+            table[stream, EQUAL_ROWS.index(found.rows)] = torch.tensor(row, dtype=torch.float64)
     return table
 
 

@@ -101,7 +101,7 @@ class KeptRows:
     @property
     def cap(self) -> int | None:
         """Rows kept of each group at most, now; None: all."""
-        return self.per_group if self._reservoir is None else self._reservoir.per_group
+        return self.per_group if self._reservoir is None else self._reservoir.cap
 
     @property
     def halvings(self) -> int:
@@ -114,8 +114,7 @@ class KeptRows:
             return self._shard.index()
         if self._reservoir is None:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        self._reservoir.prune()
-        return self._reservoir.groups, self._reservoir.keys
+        return self._reservoir.index()
 
     def gather(self, index: Tensor) -> Tensor:
         """Copies of some rows ``[n, d]``, by their places in `index`."""

@@ -188,6 +188,16 @@ class Reservoir:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     @property
+    def cap(self) -> int | None:
+        """Rows of each group at most, now; None: all."""
+        return self.per_group
+
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Groups and keys of the rows kept, ``[n]`` int64 each, in their order."""
+        self.prune()
+        return self._groups, self._keys
+
+    @property
     def groups(self) -> Tensor:
         """``[n]`` int64 of the rows held."""
         return self._groups

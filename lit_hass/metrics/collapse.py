@@ -31,17 +31,16 @@ from lit_hass.metrics.row_statistics import RowStatistics
 from lit_hass.metrics.svd_entropy import why_no_entropy, why_no_share
 
 _PAIR_STATES = ("pair_shift", "pair_rows", "pair_xy", "pair_xx", "pair_yy")
-# Value -> (centred, name in spectrum_summary).
+# Value -> (centred, name in spectrum_summary); the value's name says which.
 _RANKS = {
-    "rank/effective_rank": (False, "effective_rank"),
-    "rank/rankme": (False, "rankme"),
-    "rank/effective_dimensions": (True, "effective_dimensions"),
-    "rank/participation_ratio": (True, "participation_ratio"),
-    "rank/stable_rank": (True, "stable_rank"),
-    "rank/matrix_entropy_1": (True, "matrix_entropy_1"),
-    "rank/matrix_entropy_2": (True, "matrix_entropy_2"),
-    "rank/matrix_entropy_inf": (True, "matrix_entropy_inf"),
-    "rank/alpha_req": (True, "alpha_req"),
+    f"rank/{'centred' if center else 'raw'}/{name}": (center, name)
+    for center, names in (
+        (False, ("effective_rank", "rankme")),
+        (True, ("effective_dimensions", "participation_ratio", "stable_rank")),
+        (True, ("matrix_entropy_1", "matrix_entropy_2", "matrix_entropy_inf")),
+        (True, ("alpha_req", "alpha_req_r2", "alpha_req_first", "alpha_req_last")),
+    )
+    for name in names
 }
 
 
@@ -80,7 +79,7 @@ class CollapseMetrics(RowStatistics):
         >>> values = metrics.compute()
         >>> [round(float(values[name]), 4) for name in ("gnc2/mean", "unc3/cov_abs", "nc1/cdnv", "nc4/agreement")]
         [-0.4621, 0.0, 0.0, 1.0]
-        >>> round(float(values["svd_entropy/overall"]), 4), round(float(values["rank/effective_rank"]), 4)
+        >>> round(float(values["svd_entropy/overall"]), 4), round(float(values["rank/raw/effective_rank"]), 4)
         (0.6931, 2.0)
         >>> metrics.compute_details()["classes_eligible"]
         4
@@ -202,7 +201,10 @@ class CollapseMetrics(RowStatistics):
                 bits, _ = bounded_entropy(values, rows, self.num_features, power=2, center=True, base=2)
                 found.add("svd_entropy/covariance_bits", bits, reason)
         for name, (center, key) in _RANKS.items():
-            found.add(name, summaries[center][key], why_no_entropy(int(self.row_counts[0]), center))
+            reason = why_no_entropy(int(self.row_counts[0]), center)
+            if "alpha_req" in key and summaries[center]["numerical_rank"] == 1:
+                reason = "there is one direction, through which no line is fitted"
+            found.add(name, summaries[center][key], reason)
         found.details["spectrum"] = {"raw": summaries[False], "centred": summaries[True]}
         found.details["states"] = {}
         for name, (values, rows) in self.state_eigenvalues(self.center).items():

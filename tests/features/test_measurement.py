@@ -6,6 +6,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -196,7 +197,9 @@ def test_families_that_are_switched_off_keep_nothing_and_are_null(on):
     assert (metrics["states"] is None) == (metrics["chunk_metrics"] is None) == (FAMILIES[1] not in on)
     assert (metrics["overall_metrics"]["gnc2"] is None) == (FAMILIES[2] not in on)
     if FAMILIES[0] not in on and FAMILIES[2] not in on:
-        assert measurement.store.nbytes()["host"] == 0
+        # Nothing but a bounded sample of each state, which only the spectra ask for.
+        assert measurement.store.nbytes()["host"] == measurement.store.streams.nbytes
+        assert bool(measurement.store.streams.nbytes) == (FAMILIES[1] in on)
     for name in ("token_metrics", "chunk_metrics", "states"):
         if metrics[name] is not None:
             assert metrics[name].keys() == expected[name].keys()
@@ -255,6 +258,63 @@ def test_room_grows_with_the_rows_width():
     rows = 4 * 16000
     assert CollapseConfig().host_budget(4096) // 4 >= rows * (2 * 4096 + 24)
     assert CollapseConfig().host_budget(64) == 2**30 and CollapseConfig(host_bytes=2**21).host_budget(4096) == 2**21
+
+
+@pytest.mark.parametrize("variant", ["a", "b"])
+def test_states_stand_beside_each_other_by_as_many_rows_of_each(variant):
+    sequences = [make_sequence(question) for question in range(8)]
+    config = CollapseConfig(svd_variant=variant, max_samples_per_class=2)
+    measurement = new_measurement(config)
+    for sequence in sequences:
+        measurement.add_question([sequence])
+    found = measurement.get_collapse_metrics()
+    rows = {"rejected": torch.cat([sequence.rejected for sequence in sequences])}
+    for name, codes in (("prompt", [0]), ("accepted", [1]), ("bonus", [3]), ("answer", [1, 3])):
+        special, wanted = torch.tensor(SPECIAL), torch.tensor(codes)
+        rows[name] = torch.cat(
+            [s.features[torch.isin(s.states, wanted) & ~torch.isin(s.token_ids, special)] for s in sequences]
+        )
+    assert found["equal_rows"].keys() == {*rows, "baseline"} and found["equal_rows"]["baseline"] == {}
+    chance = np.random.default_rng(0)
+    for name, x in rows.items():
+        sizes = [m for m in (16, 24, 32, 48, 64, 96, 128, 256) if m <= 0.8 * len(x)]
+        assert list(found["equal_rows"][name]) == [str(m) for m in sizes] and sizes, (name, len(x))
+        for m in sizes[-1:]:
+            draws = []
+            for _ in range(200):
+                some = x[chance.permutation(len(x))[:m]].double().numpy()
+                s = np.linalg.svd(some - some.mean(0) if variant == "b" else some, compute_uv=False)
+                p = s**2 / (s**2).sum() if variant == "b" else s / s.sum()
+                draws.append(-(p[p > 0] * np.log(p[p > 0])).sum() / (math.log(2) if variant == "b" else 1))
+            one = found["equal_rows"][name][str(m)]
+            assert abs(one["svd_entropy"] - np.mean(draws)) <= 4 * np.std(draws) * math.sqrt(1 / 200 + 1 / 64), name
+            assert one["low"] < one["svd_entropy"] < one["high"]
+            share = math.log(min(m - (variant == "b"), WIDTH)) / (math.log(2) if variant == "b" else 1)
+            assert one["normalized_entropy"] == pytest.approx(one["svd_entropy"] / share)
+    # However they came, and whoever had them.
+    halves = [
+        new_measurement(config),
+        new_measurement(CollapseConfig(**{**dataclasses.asdict(config), "save_every": 5})),
+    ]
+    for number in (5, 1, 7, 0, 2, 6, 3, 4):
+        halves[number % 2].add_question([sequences[number]])
+    halves[1].merge(*halves[0].state())
+    assert halves[1].get_collapse_metrics()["equal_rows"] == found["equal_rows"]
+
+
+def test_a_run_that_an_earlier_version_began_has_no_rows_of_its_states():
+    measurement, resumed = new_measurement(), new_measurement()
+    measurement.add_question([make_sequence(0)])
+    tensors, plain = measurement.state()
+    del plain["store"]["streams"]
+    resumed.merge({name: value for name, value in tensors.items() if ".streams." not in name}, plain)
+    resumed.add_question([make_sequence(1)])
+    again = new_measurement()
+    again.merge(*resumed.state())
+    for each in (resumed, again):
+        metrics = each.get_collapse_metrics()
+        assert not any(metrics["equal_rows"].values()) and metrics["states"]["accepted"]["rows"]
+        assert "earlier version" in metrics["undefined"]["overall"]["equal_rows"]
 
 
 def test_states_that_are_not_asked_for_are_left_out_and_counted():

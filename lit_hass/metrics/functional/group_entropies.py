@@ -147,13 +147,26 @@ def _eigenvalues(features: Tensor, order: Tensor, starts: Tensor, counts: Tensor
     if center:
         x = torch.where(inside[:, :, None], x - x.sum(1, keepdim=True) / counts[:, None, None], 0.0)
     gram = _lower_gram(x if size <= d else x.transpose(1, 2))
+    return small_gram_eigenvalues(gram, counts, d, center, raw)
+
+
+def small_gram_eigenvalues(gram: Tensor, counts: Tensor, d: int, center: bool, sizes: Tensor | None = None) -> Tensor:
+    """Return the eigenvalues of Gram matrices of few rows, largest first, without the noise of those that are zero.
+
+    Args:
+        gram: ``[b, k, k]`` float64, of which the lower triangle is read.
+        counts: ``[b]`` int64, the rows behind each.
+        d: the numbers of a row.
+        center: whether the rows were centred.
+        sizes: ``[b]``, sums of squares of the rows before that; without spread beside these all are NaN.
+    """
     values = torch.linalg.eigvalsh(gram, UPLO="L").flip(1).clamp_(min=0)
     rank = counts.clamp(max=d) if not center else (counts - 1).clamp(max=d)
     noise = counts.clamp(max=d)[:, None] * _EPS64 * values[:, :1]
     zero = (torch.arange(values.shape[1], device=rank.device) >= rank[:, None]) | (values <= noise)
     values = values.masked_fill(zero, 0.0)
-    if raw is not None:
-        flat = values[:, 0] <= (4 * counts.clamp(min=d) * _EPS64) ** 2 * raw
+    if center and sizes is not None:
+        flat = values[:, 0] <= (4 * counts.clamp(min=d) * _EPS64) ** 2 * sizes
         values = values.masked_fill(flat[:, None], math.nan)
     return values
 

@@ -176,7 +176,7 @@ def spectral_entropy(
     """
     check_entropy_settings(power, base)
     values = matrix_eigenvalues(features, center)
-    return bounded_entropy(values, *features.shape, power, center, base, eps)[0]
+    return bounded_entropy(values, features.shape[0], features.shape[1], power, center, base, eps)[0]
 
 
 def spectrum_summary(eigenvalues: Tensor, rows: int, center: bool = False) -> dict[str, float]:
