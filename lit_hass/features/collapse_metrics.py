@@ -20,11 +20,15 @@ from lit_hass.features.kept_measures import (
     class_entropies,
     exchanged,
     places,
+    stream_entropies,
 )
-from lit_hass.features.scopes import SCOPES, ScopeResult, result_of, synced
+from lit_hass.features.reservoir import keeps_class
+from lit_hass.features.scopes import SCOPES, STREAMS, ScopeResult, result_of, synced
+from lit_hass.features.store import STREAM_SHARE
 from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics.accumulator import STATE_NAMES
 from lit_hass.metrics.collectives import Ranks
+from lit_hass.metrics.functional.equal_rows import EQUAL_ROWS
 from lit_hass.metrics.functional.group_entropies import GroupedEntropy
 from lit_hass.records import to_jsonable
 
@@ -103,7 +107,8 @@ class _Assembly:
         mine = self.m.store.kept
         if self.ranks is None:
             return mine
-        return exchanged(mine, self.m.num_features, self.config.host_bytes // 4, self.ranks)
+        width = self.m.num_features
+        return exchanged(mine, width, self.config.host_budget(width) // 4, self.ranks)
 
     def summed(self, table: Tensor) -> Tensor:
         return table if self.ranks is None else self.ranks.sum(table)
@@ -169,7 +174,7 @@ class _Assembly:
                     self._add_values(
                         result, self.agreement(kept, scope, result), "no rows of eligible classes are kept"
                     )
-        counts = self._counts(results, kept.cap if by_row else None)
+        counts = self._counts(results, kept if by_row else None)
         overall = results["overall"]
         return {
             "total_tokens": counts["rows_in_text"],
@@ -177,13 +182,15 @@ class _Assembly:
             "overall_metrics": self._overall_metrics(overall.values),
             "chunk_metrics": self._chunk_metrics(chunks := self._chunks()),
             "states": self._states(overall),
+            "equal_rows": self._equal_rows(overall),
             "family": {scope: result.values or None for scope, result in results.items()},
             "undefined": {scope: result.undefined for scope, result in results.items()},
-            "spectra": self._spectra(results),
+            "spectra": self._by_scope_and_state(results, "spectra", []),
+            "spectra_sums": self._by_scope_and_state(results, "squares", 0.0),
             "chunks": chunks,
             "counts": counts,
             "settings": config.as_dict(),
-            "meta": {"schema_version": 1, "feature_dim": self.m.num_features, "timed": False},
+            "meta": {"schema_version": 2, "feature_dim": self.m.num_features, "timed": False},
             "errors": [error for errors in self.gathered(self.errors) for error in errors],
         }
 
@@ -228,12 +235,42 @@ class _Assembly:
         nothing = {"rows": 0, "svd_entropy": math.nan, "normalized_entropy": math.nan}
         return {name: overall.states.get(name, dict(nothing)) for name in STATE_NAMES}
 
-    def _spectra(self, results: dict[str, ScopeResult]) -> dict[str, list[float]] | None:
+    def _equal_rows(self, overall: ScopeResult) -> dict[str, dict[str, dict[str, float]]] | None:
+        """Entropies of equally many rows of each stream, by stream and number of rows."""
+        if not self.config.compute_overall_metrics:
+            return None
+        kept: Kept = self.m.store.streams
+        if self.ranks is not None:
+            width = self.m.num_features
+            kept = exchanged(kept, width, self.config.host_budget(width) // STREAM_SHARE, self.ranks)
+        empty = torch.zeros(len(STREAMS), len(EQUAL_ROWS), 5, dtype=torch.float64)
+        table = self.summed(
+            self.guarded(
+                "equal_rows",
+                lambda: stream_entropies(kept, len(STREAMS), self.config.entropy, self.device),
+                empty,
+            )
+        )
+        if not all(self.gathered(self.m.store.streams_whole)):
+            overall.undefined["equal_rows"] = "an earlier version began the run, which kept no rows by state"
+            table = empty
+        keys = ("svd_entropy", "low", "high")
+        return {
+            name: {
+                str(rows): dict(zip(keys, found, strict=True))
+                | {f"normalized_{key}": value / bound for key, value in zip(("entropy", *keys[1:]), found, strict=True)}
+                for rows, (some, *found, bound) in zip(EQUAL_ROWS, sizes, strict=True)
+                if some
+            }
+            for name, sizes in zip(STREAMS, table.tolist(), strict=True)
+        }
+
+    def _by_scope_and_state(self, results: dict[str, ScopeResult], name: str, nothing: Any) -> dict[str, Any] | None:
         if not self.config.compute_overall_metrics:
             return None
         # The scope "prompt" and the state "prompt" are the same rows.
-        by_state = {name: values for name, values in results["overall"].spectra.items() if name}
-        return by_state | {scope: result.spectra.get("", []) for scope, result in results.items()}
+        by_state = {state: values for state, values in getattr(results["overall"], name).items() if state}
+        return by_state | {scope: getattr(result, name).get("", nothing) for scope, result in results.items()}
 
     def _chunks(self) -> list[dict[str, Any]]:
         found = [chunk for chunks in self.gathered(self.m.chunks) for chunk in chunks]
@@ -255,7 +292,7 @@ class _Assembly:
             "std_svd_entropy": float(means[means.isfinite()].std(correction=0)) if some else math.nan,
         }
 
-    def _counts(self, results: dict[str, ScopeResult], cap: int | None) -> dict[str, Any]:
+    def _counts(self, results: dict[str, ScopeResult], kept: Kept | None) -> dict[str, Any]:
         store = self.m.store
         mine = {**self.m.counts, **{name: getattr(store, name) for name in _STORE_COUNTS}}
         everyone = self.gathered((mine, store.kept.spill_disabled, store.reproducible))
@@ -264,10 +301,24 @@ class _Assembly:
         counts |= {name: value for name, value in results["overall"].counts.items() if name != "n_rows"}
         counts.setdefault("rows_in_text", 0)
         counts["n_rejected"] = counts["rows_in_statistics"] - counts["rows_in_text"]
-        counts["n_kept_cap"] = cap
+        counts["n_kept_cap"] = None if kept is None else kept.cap
+        classes = results["overall"].classes
+        if kept is not None and classes is not None:
+            counts["classes_left_out"] = int((~keeps_class(classes.ids.cpu(), kept.halvings)).sum())
+            self._tell_left_out(counts["classes_left_out"], len(classes.ids))
         counts["spill_disabled"] = next((reason for _, reason, _ in everyone if reason), None)
         counts["reservoir_reproducible"] = all(each[2] for each in everyone)
         return counts
+
+    def _tell_left_out(self, left_out: int, eligible: int) -> None:
+        """Log once that the sample has no room for some classes."""
+        if left_out and "classes_left_out" not in self.m.told:
+            self.m.told.add("classes_left_out")
+            log.warning(
+                "token entropies and NC4 leave out %d of %d classes: there is no room for two rows of each; raise "
+                "collapse.host_bytes (now %d)",
+                left_out, eligible, self.config.host_budget(self.m.num_features),
+            )  # fmt: skip
 
 
 def collapse_metrics(measurement: CollapseMeasurement, sync: bool) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class CollapseConfig:
         max_tokens_to_analyze: class and token metrics use the most frequent eligible classes only (ties: smaller id);
             overall spectra use all rows.
         compute_token_metrics: entropies of the rows of each class. Off, no rows are kept for them.
-        compute_overall_metrics: spectra of all rows, by scope and state.
+        compute_overall_metrics: spectra of all rows, by scope and state; for entropies of equally many rows of each
+            state up to 1,024 rows of each are kept.
         compute_class_metrics: GNC2, UNC3 and the neural-collapse family.
         svd_variant: ``"a"``: p = s / sum s, not centred, nats; ``"b"``: p = s^2 / sum s^2, centred, bits.
         gnc2_reduction: which reduction over pairs of classes is the one number called GNC2.
@@ -48,8 +49,9 @@ class CollapseConfig:
             everything but chunks.
         duplicates: pairs of classes with equal directions in GNC2: ``"skip"``, ``"inf"`` or ``"clamp"``.
         nan_strategy: rows with a number that is not finite are dropped and counted, or an error.
-        max_samples_per_class: rows kept of each class for token entropies and NC4; None keeps all of them, on disk if
-            there is a place for it.
+        max_samples_per_class: rows kept of each class for token entropies and NC4, two or more; None keeps all of them,
+            on disk if there is a place for it. Where `host_bytes` do not suffice it is halved, down to two; then
+            classes are left out whole, by a hash of their ids (``counts`` says how many).
         spill_dir: folder for rows that are kept on disk.
         on_error: ``"continue"`` counts rows that cannot be folded for lack of memory and reports a metric that fails as
             null; ``"raise"`` ends the run.
@@ -61,7 +63,8 @@ class CollapseConfig:
             rejected rows and the draft's predictions are left out. Not for windows of a text (perplexity).
         storage_dtype: of features from the staging on; ``"auto"`` is the model's own. Statistics see what is stored.
         device_bytes: features that may wait on the model's device.
-        host_bytes: rows that may be in host memory (buffered and kept).
+        host_bytes: rows that may be in host memory (buffered and kept); None is a mebibyte for each number of a row,
+            and a gibibyte at least.
         disk_bytes: kept rows that may be on disk.
 
     Raises:
@@ -96,7 +99,7 @@ class CollapseConfig:
     layer: int = -1
     storage_dtype: StorageDtype = "auto"
     device_bytes: int = 2**28
-    host_bytes: int = 2**30
+    host_bytes: int | None = None
     disk_bytes: int = 2**34
 
     def __post_init__(self) -> None:
@@ -104,12 +107,12 @@ class CollapseConfig:
         self.states = tuple(self.states)
         for name, low in (
             ("save_every", 1), ("max_buffer_size", 1), ("min_samples_per_token", 1), ("chunks", 0),
-            ("device_bytes", 1), ("host_bytes", 2**20), ("disk_bytes", 0), ("hash_salt", -(2**63)),
+            ("device_bytes", 1), ("disk_bytes", 0), ("hash_salt", -(2**63)),
         ):  # fmt: skip
             _check_whole(name, getattr(self, name), low)
-        for name in ("max_tokens_to_analyze", "max_samples_per_class"):
+        for name, low in (("max_tokens_to_analyze", 1), ("max_samples_per_class", 2), ("host_bytes", 2**20)):
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), 1)
+                _check_whole(name, getattr(self, name), low)
         for name, known in (
             ("svd_variant", ("a", "b")), ("gnc2_reduction", get_args(Reduction)),
             ("unc3_reduction", get_args(Reduction)), ("correction", (0, 1)), ("nc4_classes", ("eligible", "vocab")),
@@ -144,6 +147,10 @@ class CollapseConfig:
         if self.svd_variant == "a":
             return {"power": 1, "center": False, "base": "e"}
         return {"power": 2, "center": True, "base": 2}
+
+    def host_budget(self, num_features: int) -> int:
+        """`host_bytes`, or as many as rows of that width get by default."""
+        return self.host_bytes or max(2**30, 2**20 * num_features)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""

@@ -13,8 +13,9 @@ from lit_hass.features.reservoir import Reservoir
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
+from lit_hass.metrics.functional.equal_rows import EQUAL_ROWS, drawn_entropies
 from lit_hass.metrics.functional.group_entropies import grouped_entropy
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, distribution, entropy, gram_eigenvalues, has_spread
+from lit_hass.metrics.functional.spectrum import bounded_entropy, gram_eigenvalues, has_spread
 
 # Numbers of the rows that are looked at together.
 _PART_NUMBERS = 2**21
@@ -36,31 +37,21 @@ class Kept(Protocol):
     def cap(self) -> int | None:
         """Rows of each group at most."""
 
-
-class _Exchanged:
-    def __init__(self, reservoir: Reservoir) -> None:
-        self._reservoir = reservoir
-        self.gather = reservoir.gather
-
-    def index(self) -> tuple[Tensor, Tensor]:
-        self._reservoir.prune()
-        return self._reservoir.groups, self._reservoir.keys
-
     @property
-    def cap(self) -> int | None:
-        return self._reservoir.per_group
+    def halvings(self) -> int:
+        """How often half of the classes were left out, see `keeps_class`."""
 
 
 def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Kept:
     """Give each rank all kept rows of the classes whose id leaves its number as remainder; collective.
 
-    Every rank sends its rows once, in blocks. Caps may differ between ranks; the smallest one holds for all, before and
+    Every rank sends its rows once, in blocks. Bounds may differ between ranks; the narrowest hold for all, before and
     after.
 
     Args:
         kept: this rank's rows; there may be none.
         num_features: d.
-        max_bytes: for the rows of this rank's classes; where they do not suffice, caps shrink further.
+        max_bytes: for the rows of this rank's classes; where they do not suffice, the bounds narrow further.
         ranks: the group.
     """
     groups, keys = kept.index()
@@ -68,8 +59,8 @@ def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Ke
     header = torch.zeros(ranks.size, 2, dtype=torch.int64)
     header[ranks.rank] = torch.tensor([len(groups), _DTYPES.index(sample.dtype)])
     header = ranks.sum(header)
-    cap = _smallest(kept.cap, ranks)
-    mine = Reservoir(num_features, cap, max_bytes)
+    mine = Reservoir(num_features, None, max_bytes)
+    mine.shrink_to(*_narrowest(kept.cap, kept.halvings, ranks))
     rows = max(1, _PART_NUMBERS // num_features)
     for source, (count, code) in enumerate(header.tolist()):
         for start in range(0, count, rows):
@@ -84,16 +75,14 @@ def exchanged(kept: Kept, num_features: int, max_bytes: int, ranks: Ranks) -> Ke
             ranks.broadcast(about, source)
             wanted = (about[0] // 2) % ranks.size == ranks.rank
             mine.offer(block[wanted], about[0][wanted], about[1][wanted])
-    after = _smallest(mine.per_group, ranks)
-    if after != mine.per_group:
-        mine.shrink_to(after)
-    return _Exchanged(mine)
+    mine.shrink_to(*_narrowest(mine.per_group, mine.halvings, ranks))
+    return mine
 
 
-def _smallest(cap: int | None, ranks: Ranks) -> int | None:
+def _narrowest(cap: int | None, halvings: int, ranks: Ranks) -> tuple[int | None, int]:
     largest = 2**62
-    found = -int(ranks.max(torch.tensor([-(largest if cap is None else cap)]))[0])
-    return None if found == largest else found
+    found = ranks.max(torch.tensor([-(largest if cap is None else cap), halvings])).tolist()
+    return None if found[0] == -largest else -found[0], found[1]
 
 
 def places(kept: Kept, scope: str) -> tuple[Tensor, Tensor]:
@@ -153,6 +142,29 @@ def class_entropies(
     return table
 
 
+def stream_entropies(kept: Kept, streams: int, settings: dict[str, Any], device: torch.device) -> Tensor:
+    """Return what `drawn_entropies` finds in the kept rows of each stream.
+
+    Args:
+        kept: where rows are; a stream's group is twice its number.
+        streams: how many there are.
+        settings: ``power``, ``center`` and ``base`` of the entropies.
+        device: where they are computed.
+
+    Returns:
+        ``[streams, sizes, 5]`` float64, by `EQUAL_ROWS`: the stream's kept rows, and mean, ends and bound; zeros for
+        what is not here or of more rows than may be drawn.
+    """
+    table = torch.zeros(streams, len(EQUAL_ROWS), 5, dtype=torch.float64)
+    groups, _ = kept.index()
+    for stream in range(streams):
+        places = (groups == 2 * stream).nonzero()[:, 0]
+        for found in drawn_entropies(kept.gather(places).to(device), EQUAL_ROWS, **settings):
+            row = (len(places), found.entropy, found.low, found.high, found.bound)
+            table[stream, EQUAL_ROWS.index(found.rows)] = torch.tensor(row, dtype=torch.float64)
+    return table
+
+
 def _parts(ids: Tensor, limit: int) -> Iterator[tuple[int, int]]:
     """Yield ranges that hold whole classes, of at most ``limit`` rows or one class."""
     ends = ids.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
@@ -185,10 +197,8 @@ def _streamed_entropy(
     values = gram_eigenvalues(gram - torch.outer(sums, sums) / n if center else raw, n, center)
     if center and not has_spread(values[0], raw.trace(), n, len(shift)):
         return math.nan, math.nan
-    value = float(entropy(distribution(values, settings["power"]), settings["base"], ENTROPY_EPS))
-    unit = 1.0 if settings["base"] == "e" else math.log(2)
-    bound = math.log(min(n, len(shift))) / unit
-    return value, value / bound if bound else math.nan
+    value, normalized = bounded_entropy(values, n, len(shift), **settings)
+    return float(value), float(normalized)
 
 
 def agreement_counts(

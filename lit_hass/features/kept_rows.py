@@ -101,7 +101,12 @@ class KeptRows:
     @property
     def cap(self) -> int | None:
         """Rows kept of each group at most, now; None: all."""
-        return self.per_group if self._reservoir is None else self._reservoir.per_group
+        return self.per_group if self._reservoir is None else self._reservoir.cap
+
+    @property
+    def halvings(self) -> int:
+        """How often half of the classes were left out, see `keeps_class`."""
+        return 0 if self._reservoir is None else self._reservoir.halvings
 
     def index(self) -> tuple[Tensor, Tensor]:
         """Groups and keys of the kept rows, ``[n]`` int64 each."""
@@ -109,8 +114,7 @@ class KeptRows:
             return self._shard.index()
         if self._reservoir is None:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        self._reservoir.prune()
-        return self._reservoir.groups, self._reservoir.keys
+        return self._reservoir.index()
 
     def gather(self, index: Tensor) -> Tensor:
         """Copies of some rows ``[n, d]``, by their places in `index`."""

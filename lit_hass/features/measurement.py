@@ -14,7 +14,7 @@ from lit_hass.features.config import CollapseConfig
 from lit_hass.features.extraction import special_ids
 from lit_hass.features.other_layers import read_layer
 from lit_hass.features.rows import RowBlock
-from lit_hass.features.scopes import SCOPES, Sums, add_rows, by_scope, kept_groups, merged, new_sums
+from lit_hass.features.scopes import SCOPES, Sums, add_rows, by_scope, kept_groups, merged, new_sums, stream_groups
 from lit_hass.features.sequence_chunks import sequence_chunks
 from lit_hass.features.sequences import PROMPT, FeatureSequence
 from lit_hass.features.store import FeatureStore
@@ -86,7 +86,8 @@ class CollapseMeasurement:
         # Without a sample nothing is kept beyond the host's buffer.
         keeps = config.compute_token_metrics or config.compute_class_metrics
         self._began_with = config.deciding_state()
-        self.store = FeatureStore(num_features, config, self._fold, self._group, keeps, folder, rank, by_scope)
+        streams = self._streams if config.compute_overall_metrics else None
+        self.store = FeatureStore(num_features, config, self._fold, self._group, keeps, folder, rank, by_scope, streams)
         self._reset()
 
     @classmethod
@@ -220,6 +221,9 @@ class CollapseMeasurement:
 
     def _group(self, block: RowBlock) -> Tensor:
         return kept_groups(block, self.special)
+
+    def _streams(self, block: RowBlock) -> list[Tensor]:
+        return stream_groups(block, self.special)
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 

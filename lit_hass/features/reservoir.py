@@ -8,19 +8,36 @@ import torch
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.features.row_keys import hashed
 
 # Bytes of one slab of rows.
 _SLAB_BYTES = 2**22
 # Beside a row: its group, key and slot.
 _ROW_EXTRA = 24
+#: Fewer rows of a group tell nothing of their spread: classes are left out whole instead.
+LEAST_CAP = 2
+# With so many no class is left.
+_MOST_HALVINGS = 63
+
+
+def keeps_class(classes: Tensor, halvings: int) -> Tensor:
+    """Tell which classes are kept when half of them were left out so many times, by a hash of their numbers.
+
+    Args:
+        classes: ``[n]`` int64, not negative.
+        halvings: 0 keeps all; what more halvings keep is a part of what fewer keep.
+    """
+    return hashed(classes) >> (_MOST_HALVINGS - halvings) == 0
 
 
 class Reservoir:
     """Keeps the rows with the smallest keys of each group, at most so many of each, within a number of bytes.
 
     Rows lie in slabs; the place of a row that is pushed out is used again, so that memory is that of the kept rows, and
-    pruning copies nothing but numbers. Where the bytes do not suffice, the cap per group is halved until they do: what
-    a smaller cap keeps is a part of what a larger one keeps, so that this is exact, and reservoirs with different caps
+    pruning copies nothing but numbers. Where the bytes do not suffice for the rows that would stay, the cap per group
+    is halved until they do, but not below two; then half of the classes are left out whole, by a hash of their numbers,
+    and half of those that are left, and so on. Groups 2k and 2k + 1 are one class and stay or go together. What
+    narrower bounds keep is a part of what wider ones keep, so that this is exact, and reservoirs with different bounds
     merge.
 
     Args:
@@ -28,6 +45,10 @@ class Reservoir:
         per_group: the cap; None keeps everything as long as there is room.
         max_bytes: of rows, ids and keys.
         dtype: of the rows; None takes that of the first ones.
+
+    Attributes:
+        per_group: the cap, now.
+        halvings: how often half of the classes were left out, see `keeps_class`.
     """
 
     def __init__(
@@ -36,6 +57,7 @@ class Reservoir:
         if num_features < 1 or max_bytes < 1 or (per_group is not None and per_group < 0):
             raise UserError(f"no reservoir of {per_group} rows of {num_features} numbers in {max_bytes} bytes")
         self.num_features, self.per_group, self.max_bytes, self.dtype = num_features, per_group, max_bytes, dtype
+        self.halvings = 0
         self.clear()
 
     def clear(self) -> None:
@@ -78,23 +100,15 @@ class Reservoir:
         if self.dtype is None:
             self.dtype = rows.dtype
         groups, keys = groups.to("cpu"), keys.to("cpu")
-        wanted = groups >= 0
-        if self.per_group == 0:
-            wanted &= False
-        elif len(self._full):
+        wanted = (groups >= 0) & keeps_class(groups.clamp(min=0) // 2, self.halvings)
+        if len(self._full):
             place = torch.searchsorted(self._full, groups).clamp_(max=len(self._full) - 1)
             wanted &= (self._full[place] != groups) | (keys < self._limits[place])
         chosen = wanted.nonzero()[:, 0]
-        for part in chosen.split(max(1, self.max_rows // 2)):
-            self._take(rows, groups, keys, part)
-
-    def _take(self, rows: Tensor, groups: Tensor, keys: Tensor, chosen: Tensor) -> None:
         if self.per_group is not None and len(self) + len(chosen) > 2 * self._after_prune + 4096:
             self.prune()
         if len(self) + len(chosen) > self.max_rows:
-            self._make_room(len(chosen))
-        if self.per_group == 0:
-            return
+            chosen = chosen[self._make_room(groups[chosen], keys[chosen])]
         slots = self._places(len(chosen))
         for slab, places, index in _by_slab(slots, len(self._slabs[0]) if self._slabs else 1):
             self._slabs[slab][places] = rows[chosen[index].to(rows.device)].to("cpu", self.dtype)
@@ -113,47 +127,75 @@ class Reservoir:
         del self._free[len(self._free) - count :]
         return torch.tensor(taken[::-1], dtype=torch.int64)
 
-    def _make_room(self, count: int) -> None:
-        self.prune()
-        while len(self) + count > self.max_rows and self.per_group != 0:
-            largest = int(self._groups.unique(return_counts=True)[1].max()) if len(self) else 1
+    def _make_room(self, groups: Tensor, keys: Tensor) -> Tensor:
+        """Lower the bounds until all fits that stays of what is held and what comes, and tell which of that stays.
+
+        What would be pushed out at once does not count, so that the bounds depend on the rows alone, and not on the
+        parts that they come in.
+        """
+        groups, keys = torch.cat((self._groups, groups)), torch.cat((self._keys, keys))
+        order, rank = _ranks(groups, keys)
+        ranks = torch.empty_like(rank).index_copy_(0, order, rank)
+        while True:
+            stays = keeps_class(groups // 2, self.halvings)
+            if self.per_group is not None:
+                stays &= ranks < self.per_group
+            if int(stays.sum()) <= self.max_rows or self.halvings == _MOST_HALVINGS:
+                break
+            if self.per_group is not None and self.per_group <= LEAST_CAP:
+                self.halvings += 1
+                continue
+            largest = int(ranks[stays].max()) + 1
             below = largest if self.per_group is None else min(largest, self.per_group)
             # The next smaller power of two, whatever the cap was: ranks that shrink meet at the same caps.
-            self.per_group = 1 << ((below - 1).bit_length() - 1) if below > 1 else 0
-            self.prune()
+            self.per_group = max(LEAST_CAP, 1 << (max(below - 1, 1).bit_length() - 1))
+        held = len(self)
+        self._retain(stays[:held].nonzero()[:, 0], ~stays[:held])
+        self.prune()
+        return stays[held:]
+
+    def _retain(self, order: Tensor, gone: Tensor) -> None:
+        self._free.extend(self._slots[gone].tolist())
+        self._groups, self._keys, self._slots = self._groups[order], self._keys[order], self._slots[order]
 
     def prune(self) -> None:
-        """Push out what exceeds the cap, and put the rest in order of group and key."""
-        order = self._keys.argsort(stable=True)
-        order = order[self._groups[order].argsort(stable=True)]
-        found, counts = self._groups[order].unique_consecutive(return_counts=True)
+        """Push out what exceeds the bounds, and put the rest in order of group and key."""
+        order, rank = _ranks(self._groups, self._keys)
+        keep = keeps_class(self._groups[order] // 2, self.halvings)
         if self.per_group is not None:
-            starts = counts.cumsum(0) - counts
-            rank = torch.arange(len(order)) - starts.repeat_interleave(counts)
-            keep = rank < self.per_group
-            self._free.extend(self._slots[order[~keep]].tolist())
-            order = order[keep]
-            full = counts >= self.per_group
-            self._full = found[full]
-        self._groups, self._keys, self._slots = self._groups[order], self._keys[order], self._slots[order]
+            keep &= rank < self.per_group
+        self._retain(order[keep], order[~keep])
+        if self.per_group is not None:
+            found, counts = self._groups.unique_consecutive(return_counts=True)
+            self._full = found[counts >= self.per_group]
         if self.per_group:
             self._limits = self._keys[torch.searchsorted(self._groups, self._full, right=True) - 1]
         if not len(self):
             self._slabs, self._free = [], []
         self._after_prune = len(self)
 
-    def shrink_to(self, per_group: int | None) -> None:
-        """Lower the cap, as when another rank had to.
+    def shrink_to(self, per_group: int | None, halvings: int = 0) -> None:
+        """Lower the cap, and leave out classes, as when another rank had to.
 
         Raises:
             ValueError: it would be raised: the rows are gone.
         """
         if self.per_group is not None and (per_group is None or per_group > self.per_group):
             raise ValueError(f"a reservoir of {self.per_group} rows a group cannot become one of {per_group}")
-        self.per_group = per_group
+        self.per_group, self.halvings = per_group, max(self.halvings, halvings)
         self.prune()
 
     # -- reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def cap(self) -> int | None:
+        """Rows of each group at most, now; None: all."""
+        return self.per_group
+
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Groups and keys of the rows kept, ``[n]`` int64 each, in their order."""
+        self.prune()
+        return self._groups, self._keys
 
     @property
     def groups(self) -> Tensor:
@@ -177,15 +219,29 @@ class Reservoir:
         """Return the rows kept as tensors, and plain settings."""
         self.prune()
         rows = self.gather(torch.arange(len(self)))
-        return {"rows": rows, "groups": self._groups, "keys": self._keys}, {"per_group": self.per_group}
+        return {"rows": rows, "groups": self._groups, "keys": self._keys}, self.bounds
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The cap and the halvings, by name."""
+        return {"per_group": self.per_group, "halvings": self.halvings}
 
     def merge(self, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-        """Take in the `state` of another one; the smaller of the caps holds."""
-        theirs = settings["per_group"]
-        if theirs is not None and (self.per_group is None or theirs < self.per_group):
-            self.shrink_to(theirs)
+        """Take in the `state` of another one; the narrower bounds hold."""
+        caps = [cap for cap in (self.per_group, settings["per_group"]) if cap is not None]
+        bounds = min(caps, default=None), settings.get("halvings", 0)  # earlier versions left out no classes
+        if bounds[0] != self.per_group or bounds[1] > self.halvings:
+            self.shrink_to(*bounds)
         if len(tensors["rows"]):
             self.offer(tensors["rows"], tensors["groups"], tensors["keys"])
+
+
+def _ranks(groups: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an order by group and key, and the rank of each row, in that order, within its group."""
+    order = keys.argsort(stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    _, counts = groups[order].unique_consecutive(return_counts=True)
+    return order, torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
 def _slab_rows(num_features: int, size: int) -> int:

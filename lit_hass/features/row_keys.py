@@ -31,6 +31,11 @@ def splitmix64(values: Tensor) -> Tensor:
     return z ^ _shifted(z, 31)
 
 
+def hashed(values: Tensor) -> Tensor:
+    """Hash int64 numbers to such in [0, 2^63)."""
+    return _shifted(splitmix64(values), 1)
+
+
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """A logical shift to the right: int64 has an arithmetic one only."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
@@ -56,4 +61,4 @@ def row_keys(item: int, start: int, count: int, salt: int = 0, device: torch.dev
     """
     positions = torch.arange(start, start + count, dtype=torch.int64, device=device)
     mixed = splitmix64(torch.tensor([_signed(salt % 2**64)], dtype=torch.int64, device=device))
-    return _shifted(splitmix64((item * POSITIONS + positions) ^ mixed), 1)
+    return hashed((item * POSITIONS + positions) ^ mixed)

@@ -20,12 +20,15 @@ from lit_hass.features.rows import RowBlock
 from lit_hass.features.sequences import PROMPT, REJECTED
 from lit_hass.memory_errors import is_out_of_memory
 from lit_hass.metrics import ClassStatistics, CollapseMetrics
+from lit_hass.metrics.accumulator import STATE_NAMES
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.classifier_rows import Classifier
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, distribution, entropy, spectrum_summary
+from lit_hass.metrics.functional.spectrum import bounded_entropy, spectrum_summary
 
 #: Accumulators; the union of both is "overall".
 SCOPES = ("prompt", "answer")
+#: Rows whose entropies stand side by side: of each state, and of the text's answers.
+STREAMS = (*STATE_NAMES, "answer")
 # Eigenvalues that are told.
 _MOST_EIGENVALUES = 512
 
@@ -42,7 +45,8 @@ class ScopeResult:
         counts: rows and classes.
         classes: the eligible ones; None where classes are not kept.
         states: rows and entropies by state.
-        spectra: eigenvalues of the raw Gram matrix, of all rows (name ``""``) and by state.
+        spectra: eigenvalues of the raw Gram matrix, of all rows (name ``""``) and by state: the largest ones.
+        squares: the sums of all of them, by the same names.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -51,6 +55,7 @@ class ScopeResult:
     classes: Classes | None = None
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     spectra: dict[str, list[float]] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)
 
 
 def new_sums(
@@ -128,14 +133,26 @@ def by_scope(block: RowBlock) -> Iterator[RowBlock]:
 def kept_groups(block: RowBlock, special: Sequence[int]) -> Tensor:
     """Twice the token id, plus one for rows that are not the prompt's; -1 for rows that are not kept."""
     assert block.states is not None
-    ids = block.token_ids
-    groups = 2 * ids + (block.states != PROMPT)
-    left_out = (block.states == REJECTED) | (ids < 0) | ~torch.isfinite(block.features).all(1)
-    if block.paired is not None:  # such rows are in no sums
+    groups = 2 * block.token_ids + (block.states != PROMPT)
+    return groups.masked_fill((block.states == REJECTED) | _in_no_sums(block, special), -1)
+
+
+def stream_groups(block: RowBlock, special: Sequence[int]) -> list[Tensor]:
+    """Twice the number of each stream of `STREAMS` that a row is part of, -1 where it is of none; streams overlap."""
+    assert block.states is not None
+    nowhere = _in_no_sums(block, special)
+    answer = torch.full_like(block.states, 2 * STREAMS.index("answer"))
+    answer.masked_fill_((block.states == PROMPT) | (block.states == REJECTED), -1)
+    return [groups.masked_fill(nowhere, -1) for groups in (2 * block.states, answer)]
+
+
+def _in_no_sums(block: RowBlock, special: Sequence[int]) -> Tensor:
+    left_out = (block.token_ids < 0) | ~torch.isfinite(block.features).all(1)
+    if block.paired is not None:
         left_out |= ~torch.isfinite(block.paired).all(1)
     if special:
-        left_out |= torch.isin(ids, torch.tensor(special))
-    return groups.masked_fill(left_out, -1)
+        left_out |= torch.isin(block.token_ids, torch.tensor(special))
+    return left_out
 
 
 @contextmanager
@@ -197,16 +214,16 @@ _COUNTERS = ("n_rows", "n_nonfinite", "n_ignored", "n_special")
 
 def _add_spectra(sums: Sums, config: CollapseConfig, result: ScopeResult) -> None:
     raw, rows = sums.eigenvalues(False)
-    result.spectra[""] = _listed(raw, rows)
+    result.spectra[""], result.squares[""] = _listed(raw, rows), float(raw.sum())
     values, rows = sums.eigenvalues(config.entropy["center"])
     if not isinstance(sums, CollapseMetrics):
         value, normalized = entropies(values, rows, sums.num_features, config)
         result.values |= {"svd_entropy/overall": value, "svd_entropy/normalized": normalized}
         summary = spectrum_summary(raw, rows)
-        result.values |= {f"rank/{name}": summary[name] for name in ("effective_rank", "rankme")}
+        result.values |= {f"rank/raw/{name}": summary[name] for name in ("effective_rank", "rankme")}
         result.undefined |= {name: "no rows, or no spread" for name, x in result.values.items() if math.isnan(x)}
     for name, (state_raw, count) in sums.state_eigenvalues(False).items():
-        result.spectra[name] = _listed(state_raw, count)
+        result.spectra[name], result.squares[name] = _listed(state_raw, count), float(state_raw.sum())
     for name, (state_values, count) in sums.state_eigenvalues(config.entropy["center"]).items():
         value, normalized = entropies(state_values, count, sums.num_features, config)
         result.states[name] = {"rows": count, "svd_entropy": value, "normalized_entropy": normalized}
@@ -214,13 +231,8 @@ def _add_spectra(sums: Sums, config: CollapseConfig, result: ScopeResult) -> Non
 
 def entropies(eigenvalues: Tensor, rows: int, num_features: int, config: CollapseConfig) -> tuple[float, float]:
     """Entropy and normalised entropy of a spectrum, by the settings; NaN where undefined."""
-    settings = config.entropy
-    if not rows:
-        return math.nan, math.nan
-    value = float(entropy(distribution(eigenvalues, settings["power"]), settings["base"], ENTROPY_EPS))
-    unit = 1.0 if settings["base"] == "e" else math.log(2)
-    bound = math.log(min(rows, num_features)) / unit
-    return value, value / bound if bound else math.nan
+    value, normalized = bounded_entropy(eigenvalues, rows, num_features, **config.entropy)
+    return float(value), float(normalized)
 
 
 def _listed(eigenvalues: Tensor, rows: int) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_hass.errors import UserError
 from lit_hass.features.config import CollapseConfig
 from lit_hass.features.kept_rows import KeptRows
+from lit_hass.features.reservoir import Reservoir
 from lit_hass.features.row_keys import row_keys
 from lit_hass.features.rows import RowBlock, joined
 from lit_hass.memory_errors import free_memory, is_out_of_memory
@@ -22,11 +23,14 @@ log = logging.getLogger(__name__)
 # Features that a sink gets at a time: it makes float64 copies of them.
 _FOLD_NUMBERS = 2**20
 # The share of the host's budget that may wait: joining and moving hold a second copy for a moment, the sample and its
-# snapshot take a quarter each.
+# snapshot take a quarter each, those of the streams a sixteenth.
 _HOST_SHARE = 8
+#: Rows of each stream that are kept, and their share of the host's budget.
+STREAM_ROWS, STREAM_SHARE = 1024, 16
 
 Sink = Callable[[RowBlock], None]
 Grouping = Callable[[RowBlock], Tensor]
+Streaming = Callable[[RowBlock], list[Tensor]]
 Splitting = Callable[[RowBlock], Iterator[RowBlock]]
 
 
@@ -55,7 +59,9 @@ class FeatureStore:
         sink: takes blocks of rows, each whole or not at all; None only keeps them.
         split: parts a block into those that the sink takes one by one; None hands them over whole.
         groups: gives each row's group in the sample, negative for rows that are not kept; None keeps by class.
-        keep_rows: whether to keep a sample at all.
+        keep_rows: whether to keep a sample by group.
+        streams: gives groups by which another sample is kept, of `STREAM_ROWS` rows each; several lists of them where a
+            row is of several. None keeps none.
         folder: for spilled rows; None is `config.spill_dir`.
         rank: of this process, for the names of its files.
 
@@ -64,6 +70,8 @@ class FeatureStore:
         n_dropped_rows: those that could not be folded for lack of memory.
         n_unsampled_rows: those that were folded, but could not be offered to the sample for lack of memory.
         kept: the sample.
+        streams: the sample by stream.
+        streams_whole: False where an earlier version began the run, which kept none.
     """
 
     def __init__(
@@ -76,17 +84,20 @@ class FeatureStore:
         folder: str | Path | None = None,
         rank: int = 0,
         split: Splitting | None = None,
+        streams: Streaming | None = None,
     ) -> None:
         if num_features < 1:
             raise UserError(f"num_features must be positive, got {num_features}")
         self.num_features, self.config, self.sink, self.rank = num_features, config, sink, rank
         self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
-        self._groups, self._keeps, self._split = groups, keep_rows, split
+        self._groups, self._keeps, self._split, self._streaming = groups, keep_rows, split, streams
+        self.streams_whole = True
+        self.streams = Reservoir(num_features, STREAM_ROWS, config.host_budget(num_features) // STREAM_SHARE)
         place = folder or config.spill_dir
         self.kept = KeptRows(
             num_features,
             config.max_samples_per_class,
-            config.host_bytes // 4,
+            config.host_budget(num_features) // 4,
             config.disk_bytes,
             Path(place) if place else None,
             f"kept.rank{rank}",
@@ -155,7 +166,7 @@ class FeatureStore:
         dtype = self.storage_dtype(staged[0].features.dtype) if staged else None
         for block in joined(staged):
             self._buffer(block.to("cpu", dtype))
-        full = self._buffered_bytes * _HOST_SHARE >= self.config.host_bytes
+        full = self._buffered_bytes * _HOST_SHARE >= self.config.host_budget(self.num_features)
         if full or self._buffered_rows >= self.config.max_buffer_size:
             self._consolidate()
 
@@ -217,8 +228,7 @@ class FeatureStore:
             return
         self._settled += len(block)
         try:
-            if self._keeps:
-                self._keep(block)
+            self._keep(block)
             return
         except (MemoryError, RuntimeError) as error:
             if not self._goes_on(error):
@@ -231,6 +241,10 @@ class FeatureStore:
         return is_out_of_memory(error) and self.config.on_error == "continue"
 
     def _keep(self, block: RowBlock) -> None:
+        for groups in self._streaming(block) if self._streaming is not None else ():
+            self.streams.offer(block.features, groups, block.keys)
+        if not self._keeps:
+            return
         groups = self._groups(block)
         wanted = groups >= 0
         if not bool(wanted.all()):
@@ -251,7 +265,7 @@ class FeatureStore:
         """Bytes held on the device, in host memory and on disk."""
         return {
             "device": sum(block.nbytes for block in self._staged),
-            "host": self._buffered_bytes + self.kept.host_nbytes,
+            "host": self._buffered_bytes + self.kept.host_nbytes + self.streams.nbytes,
             "disk": self.kept.disk_nbytes,
         }
 
@@ -261,6 +275,10 @@ class FeatureStore:
         """Everything that is kept, folded before, as tensors and plain values; spilled rows stay in their files."""
         self.consolidate()
         tensors, plain = self.kept.state()
+        if self._streaming is not None:
+            rows, bounds = self.streams.state()
+            tensors |= {f"streams.{name}": value for name, value in rows.items()}
+            plain["streams"] = {**bounds, "whole": self.streams_whole}
         counted = {"rows_added": self.rows_added, "numbered": self._numbered}
         lost = {"n_dropped_rows": self.n_dropped_rows, "n_unsampled_rows": self.n_unsampled_rows}
         return tensors, {**plain, **counted, **lost}
@@ -276,7 +294,12 @@ class FeatureStore:
         self.n_dropped_rows += plain["n_dropped_rows"]
         self.n_unsampled_rows += plain["n_unsampled_rows"]
         self._numbered += plain["numbered"]
-        self.kept.merge(tensors, plain)
+        self.kept.merge({name: value for name, value in tensors.items() if not name.startswith("streams.")}, plain)
+        if "streams" in plain:
+            self.streams.merge(
+                {name: tensors[f"streams.{name}"] for name in ("rows", "groups", "keys")}, plain["streams"]
+            )
+        self.streams_whole &= plain.get("streams", {}).get("whole", not plain["rows_added"])
 
     def clear(self, files: bool = True) -> None:
         """Forget all rows and let go of their memory.
@@ -287,6 +310,8 @@ class FeatureStore:
         self._staged, self._buffered = [], []
         self._buffered_rows = self._buffered_bytes = 0
         self.kept.clear(files)
+        self.streams.clear()
+        self.streams_whole = True
         self.rows_added = self.n_dropped_rows = self.n_unsampled_rows = self._numbered = 0
         free_memory()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,26 +22,25 @@ from lit_hass.metrics.functional.classifier_agreement import nc4_counts
 from lit_hass.metrics.functional.moments import check_reduction
 from lit_hass.metrics.functional.pair_statistics import Duplicates
 from lit_hass.metrics.functional.similarity import mean_cosine_from_sum
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, distribution, entropy, spectrum_summary
+from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, bounded_entropy, spectrum_summary
 from lit_hass.metrics.gnc2 import GlobalMean, check_global_mean
 from lit_hass.metrics.paired_streams import PairedStreams
 from lit_hass.metrics.parts import UnitSums
 from lit_hass.metrics.plots import plot_values
 from lit_hass.metrics.row_statistics import RowStatistics
-from lit_hass.metrics.svd_entropy import why_no_entropy
+from lit_hass.metrics.svd_entropy import why_no_entropy, why_no_share
 
 _PAIR_STATES = ("pair_shift", "pair_rows", "pair_xy", "pair_xx", "pair_yy")
-# Value -> (centred, name in spectrum_summary).
+# Value -> (centred, name in spectrum_summary); the value's name says which.
 _RANKS = {
-    "rank/effective_rank": (False, "effective_rank"),
-    "rank/rankme": (False, "rankme"),
-    "rank/effective_dimensions": (True, "effective_dimensions"),
-    "rank/participation_ratio": (True, "participation_ratio"),
-    "rank/stable_rank": (True, "stable_rank"),
-    "rank/matrix_entropy_1": (True, "matrix_entropy_1"),
-    "rank/matrix_entropy_2": (True, "matrix_entropy_2"),
-    "rank/matrix_entropy_inf": (True, "matrix_entropy_inf"),
-    "rank/alpha_req": (True, "alpha_req"),
+    f"rank/{'centred' if center else 'raw'}/{name}": (center, name)
+    for center, names in (
+        (False, ("effective_rank", "rankme")),
+        (True, ("effective_dimensions", "participation_ratio", "stable_rank")),
+        (True, ("matrix_entropy_1", "matrix_entropy_2", "matrix_entropy_inf")),
+        (True, ("alpha_req", "alpha_req_r2", "alpha_req_first", "alpha_req_last")),
+    )
+    for name in names
 }
 
 
@@ -81,7 +79,7 @@ class CollapseMetrics(RowStatistics):
         >>> values = metrics.compute()
         >>> [round(float(values[name]), 4) for name in ("gnc2/mean", "unc3/cov_abs", "nc1/cdnv", "nc4/agreement")]
         [-0.4621, 0.0, 0.0, 1.0]
-        >>> round(float(values["svd_entropy/overall"]), 4), round(float(values["rank/effective_rank"]), 4)
+        >>> round(float(values["svd_entropy/overall"]), 4), round(float(values["rank/raw/effective_rank"]), 4)
         (0.6931, 2.0)
         >>> metrics.compute_details()["classes_eligible"]
         4
@@ -192,23 +190,25 @@ class CollapseMetrics(RowStatistics):
         summaries: dict[bool, dict[str, Any]] = {}
         for center in (False, True):
             values, rows = self.eigenvalues(center)
-            summaries[center] = {**spectrum_summary(values, rows), "eigenvalues": values}
+            summaries[center] = {**spectrum_summary(values, rows, center), "eigenvalues": values}
             reason = why_no_entropy(rows, center)
             if center == self.center:
-                value = self._entropy(values)
+                value, normalized = self._entropies_of(values, rows)
                 found.add("svd_entropy/overall", value, reason)
-                bound = math.log(min(rows, self.num_features)) / self._entropy_unit() if rows else math.nan
-                found.add("svd_entropy/normalized", value / bound if bound else math.nan, reason)
+                found.add("svd_entropy/normalized", normalized, why_no_share(rows, self.num_features, center))
             if center:
                 # The second definition of the original scripts, whatever the settings are.
-                bits = entropy(distribution(values, 2), 2, ENTROPY_EPS)
+                bits, _ = bounded_entropy(values, rows, self.num_features, power=2, center=True, base=2)
                 found.add("svd_entropy/covariance_bits", bits, reason)
         for name, (center, key) in _RANKS.items():
-            found.add(name, summaries[center][key], why_no_entropy(int(self.row_counts[0]), center))
+            reason = why_no_entropy(int(self.row_counts[0]), center)
+            if "alpha_req" in key and summaries[center]["numerical_rank"] == 1:
+                reason = "there is one direction, through which no line is fitted"
+            found.add(name, summaries[center][key], reason)
         found.details["spectrum"] = {"raw": summaries[False], "centred": summaries[True]}
         found.details["states"] = {}
         for name, (values, rows) in self.state_eigenvalues(self.center).items():
-            value = self._entropy(values)
+            value, _ = self._entropies_of(values, rows)
             found.add(f"svd_entropy/{name}", value, why_no_entropy(rows, self.center))
             found.details["states"][name] = {"svd_entropy": float(value), "rows": rows}
 
@@ -226,9 +226,7 @@ class CollapseMetrics(RowStatistics):
         reason = f"no class has {self.min_samples} rows or more and a defined entropy"
         for name, key in (("token_mean", "mean"), ("token_std", "std"), ("token_weighted_mean", "weighted_mean")):
             found.add(f"svd_entropy/{name}", summary[key], reason)
-        found.add(
-            "svd_entropy/token_normalized_mean", summary["normalized_mean"], f"{reason} and log min(n, d) above 0"
-        )
+        found.add("svd_entropy/token_normalized_mean", summary["normalized_mean"], f"{reason} whose bound is above 0")
         found.details["classes"] = {
             **summary,
             "ids": results.entropies.ids,
@@ -241,9 +239,6 @@ class CollapseMetrics(RowStatistics):
             if self._with_vocabulary:
                 bad = int((~self._rows.weight(self.num_features).isfinite().all(1)).sum())
             add_agreement(found, results.agreement, self._with_classifier, self._with_vocabulary, bad)
-
-    def _entropy(self, eigenvalues: Tensor) -> Tensor:
-        return entropy(distribution(eigenvalues, self.power), self.base, self.eps)
 
     def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
         """Draw the values as bars on a scale that shows small and large ones, or several results as lines.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from lit_hass.metrics.class_sums import ClassSums
 from lit_hass.metrics.class_table import Classes, check_max_classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.group_entropies import GroupedEntropy, grouped_entropy
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, check_entropy_settings
+from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, bounded_entropy, check_entropy_settings
 from lit_hass.metrics.parts import Part
 from lit_hass.metrics.row_buffer import RowBuffer, exchange_by_class, rows_of
 
@@ -118,8 +117,9 @@ class RowStatistics(ClassSums):
     def _agreement(self, rows: Tensor, ids: Tensor, classes: Classes) -> Tensor | None:
         return None
 
-    def _entropy_unit(self) -> float:
-        return 1.0 if self.base == "e" else math.log(2)
+    def _entropies_of(self, eigenvalues: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Return entropy and normalised entropy of a spectrum of so many rows, by the settings."""
+        return bounded_entropy(eigenvalues, rows, self.num_features, self.power, self.center, self.base, self.eps)
 
     def update(
         self, features: Tensor, token_ids: Tensor, states: Tensor | None = None, paired_features: Tensor | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lit_hass.errors import UserError
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, distribution, entropy, spectrum_summary
+from lit_hass.metrics.functional.spectrum import (
+    ENTROPY_EPS,
+    Base,
+    entropy_bound,
+    spectrum_summary,
+)
 from lit_hass.metrics.row_statistics import RowStatistics
 from lit_hass.metrics.triangular_factor import TriangularFactor
 
@@ -88,7 +92,7 @@ class SVDEntropy(RowStatistics):
         """Return the entropy of all rows on all ranks, a float64 scalar; NaN where undefined.
 
         ``compute_details()`` adds: for all rows everything of
-        :func:`~lit_hass.metrics.functional.spectrum.spectrum_summary`, ``max_entropy`` (log min(n, d)),
+        :func:`~lit_hass.metrics.functional.spectrum.spectrum_summary`, ``max_entropy`` (its bound),
         ``normalized_entropy``, ``eigenvalues`` and ``states`` (name -> entropy); for classes the summary, ``ids``,
         ``counts``, ``entropies`` and ``normalized``.
         """
@@ -101,14 +105,14 @@ class SVDEntropy(RowStatistics):
             values, rows = TriangularFactor.eigenvalues(state, self.center), int(state["factor_rows"])
         else:
             values, rows = self.eigenvalues(self.center)
-            states = {name: float(self._entropy(v)) for name, (v, _) in self.state_eigenvalues(self.center).items()}
-        value = self._entropy(values)
-        bound = math.log(min(rows, self.num_features)) / self._entropy_unit() if rows else math.nan
+            found = self.state_eigenvalues(self.center)
+            states = {name: float(self._entropies_of(*each)[0]) for name, each in found.items()}
+        value, normalized = self._entropies_of(values, rows)
         details = {
             "value": float(value),
-            "max_entropy": bound,
-            "normalized_entropy": float(value) / bound if bound else math.nan,
-            **spectrum_summary(values, rows),
+            "max_entropy": float(entropy_bound(rows, self.num_features, self.center, self.base)),
+            "normalized_entropy": float(normalized),
+            **spectrum_summary(values, rows, self.center),
             "eigenvalues": values.clone(),
             "states": states,
         }
@@ -129,14 +133,18 @@ class SVDEntropy(RowStatistics):
         self._finish({**details, "entropies": found.entropies, "normalized": found.normalized}, undefined)
         return self._number(summary["mean"])
 
-    def _entropy(self, eigenvalues: Tensor) -> Tensor:
-        return entropy(distribution(eigenvalues, self.power), self.base, self.eps)
-
 
 def why_no_entropy(rows: int, center: bool) -> str:
     """Say why the entropy of so many rows is undefined."""
     if not rows:
         return "there are no rows"
-    if center:
-        return "one row has no spread" if rows == 1 else "all rows are equal up to rounding"
-    return "all rows are zero"
+    if rows == 1:
+        return "there is one row, which has no spread"
+    return "all rows are equal up to rounding" if center else "all rows are zero"
+
+
+def why_no_share(rows: int, features: int, center: bool) -> str:
+    """Say why the entropy of so many rows cannot be taken over its bound."""
+    if rows > 1 and entropy_bound(rows, features, center).isnan():
+        return f"{rows} {'centred ' if center else ''}rows of {features} numbers can have one direction only"
+    return why_no_entropy(rows, center)

@@ -8,10 +8,11 @@ from typing import Any
 
 from lit_hass.records import to_jsonable, write_json
 from lit_hass.reports.collapse_chunks import analyze_chunks, analyze_sequence
+from lit_hass.reports.collapse_earlier import up_to_date
 from lit_hass.reports.collapse_shape import check_shape
 
 #: Of ``collapse_report.json``.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: The groups of the neural-collapse family; the rest of a scope's values are entropies, ranks and similarities.
 _CLASS_GROUPS = ("gnc2", "unc3", "nc1", "nc2", "nc3", "nc4")
 #: The chief numbers, and the setting that each of them is measured by.
@@ -43,7 +44,8 @@ class CollapseAnalyzer:
     def analyze_collapse_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Analyse metrics as `get_collapse_metrics` returns them, or as they were read back from their file.
 
-        Metrics of the original scripts, which have ``total_tokens`` and the four families ``*_metrics`` only, will do.
+        Metrics of the original scripts, which have ``total_tokens`` and the four families ``*_metrics`` only, will do,
+        and so will those of earlier versions (see `up_to_date`).
 
         Returns:
             The original's keys, exactly: ``summary`` (``total_tokens_analyzed, tokens_with_metrics, avg_svd_entropy,
@@ -58,6 +60,7 @@ class CollapseAnalyzer:
         """
         metrics = to_jsonable(metrics)
         check_shape(metrics)
+        metrics = up_to_date(metrics)
         tokens = self._family(metrics, "compute_token_metrics", "token_metrics")
         overall = metrics.get("overall_metrics") or {}
         entropies = (self._family(metrics, "compute_overall_metrics", "family") or {}).get("overall")
@@ -78,6 +81,7 @@ class CollapseAnalyzer:
             "spectra": {
                 "overall": _groups(entropies, ("svd_entropy", "rank", "anisotropy")) if entropies else None,
                 "states": {name: (metrics.get("states") or {}).get(name) for name in _STATES},
+                "equal_rows": metrics.get("equal_rows"),
                 "cka": _groups((scopes.get("answer") or {}), ("cka",)).get("cka"),
             },
             "chunks": sequences,

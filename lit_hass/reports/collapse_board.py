@@ -20,11 +20,13 @@ _FIGURES = {
     "tokens": tokens_figure,
 }
 _STATES = ("prompt", "accepted", "rejected", "bonus", "baseline")
+#: Rows of the states that stand beside each other: few, so that soon every one has them.
+_FEW = 16
 #: Of the scopes' values, those that are worth a curve of their own.
 _OF_SCOPES = (
     "svd_entropy/overall", "svd_entropy/normalized", "svd_entropy/token_mean", "gnc2/mean", "gnc2/std", "gnc2/cov_abs",
-    "unc3/mean", "unc3/cov_abs", "nc1/cdnv", "nc2/etf_error", "nc3/cos_mean", "nc4/agreement", "rank/effective_rank",
-    "cka/linear", "cka/debiased",
+    "unc3/mean", "unc3/cov_abs", "nc1/cdnv", "nc2/etf_error", "nc3/cos_mean", "nc4/agreement",
+    "rank/raw/effective_rank", "cka/linear", "cka/debiased",
 )  # fmt: skip
 #: Classes in the map of cosines.
 _MOST_COSINES = 64
@@ -34,8 +36,9 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     """Every finite number of a run by its tag, without the method's prefix.
 
     ``collapse/NAME`` are values over all rows; ``collapse/prompt/NAME`` and ``collapse/answer/NAME`` the chief ones of
-    a scope; ``collapse/state/NAME/STATE`` entropies by state; ``collapse/diagnostics/NAME`` counters. What is undefined
-    is left out: TensorBoard would draw it as a hole without saying why.
+    a scope; ``collapse/state/NAME/STATE`` entropies by state, also of equally many rows of each;
+    ``collapse/diagnostics/NAME`` counters. What is undefined is left out: TensorBoard would draw it as a hole without
+    saying why.
 
     Args:
         metrics: of the collector.
@@ -49,8 +52,14 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
         if values and values.get("rows"):
             keys = ("svd_entropy", "normalized_entropy", "rows")
             found |= {f"collapse/state/{key}/{state}": values[key] for key in keys}
+    for stream, sizes in (metrics.get("equal_rows") or {}).items():
+        found |= {_of_rows(rows, stream): values["normalized_entropy"] for rows, values in sizes.items()}
     found |= {f"collapse/diagnostics/{name}": value for name, value in (metrics.get("counts") or {}).items()}
     return {tag: float(value) for tag, value in found.items() if _finite(value)}
+
+
+def _of_rows(rows: int | str, stream: str) -> str:
+    return f"collapse/state/normalized_entropy_of_{rows}_rows/{stream}"
 
 
 def curves(subject: CollapseSubject) -> dict[str, list[float]]:
@@ -76,20 +85,19 @@ def layout(prefixes: Sequence[str]) -> dict[str, Any]:
     def scopes(name: str) -> list[Any]:
         return each(f"prompt/{name}", f"answer/{name}", name)
 
+    states = [_of_rows(_FEW, state).removeprefix("collapse/") for state in _STATES]
     return {
         "representation collapse": {
             "entropy along the text (step: stretch)": each("along_the_text/svd_entropy"),
             "entropy along the text over its bound (step: stretch)": each("along_the_text/normalized"),
-            "entropy by state of the token, over its bound": each(*(f"state/normalized_entropy/{s}" for s in _STATES)),
+            f"entropy by state of the token, of {_FEW} rows, over its bound": each(*states),
             "GNC2, prompt against answer": scopes("gnc2/mean"),
             "UNC3, prompt against answer": scopes("unc3/cov_abs"),
             "entropy per token": each("svd_entropy/token_mean", "svd_entropy/token_std"),
             "draft against base (CKA)": each("answer/cka/linear", "answer/cka/debiased"),
         },
         "as the run goes (rank 0's share)": {
-            "entropy by state of the token, over its bound": each(
-                *(f"running/state/normalized_entropy/{s}" for s in _STATES)
-            ),
+            f"entropy by state of the token, of {_FEW} rows, over its bound": each(*(f"running/{s}" for s in states)),
             "GNC2, prompt against answer": each("running/prompt/gnc2/mean", "running/answer/gnc2/mean"),
             "UNC3, prompt against answer": each("running/prompt/unc3/cov_abs", "running/answer/unc3/cov_abs"),
         },

@@ -12,9 +12,10 @@ Level = Literal["comparable", "with care", "not comparable"]
 _ORDER: tuple[Level, ...] = ("comparable", "with care", "not comparable")
 
 #: Topics, as `Statement.topic` and the rows of the tables name them.
-SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA = (
+SPECTRA, NORMALISED, EQUAL_ROWS, CLASSES, TOKENS, CHUNKS, CKA = (
     "SVD entropies, spectra and ranks",
     "SVD entropies over their bound",
+    "SVD entropies of equally many rows",
     "GNC2, UNC3 and the other class metrics",
     "entropies per token",
     "entropy along the text",
@@ -24,6 +25,7 @@ SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA = (
 _DECISIVE = {
     SPECTRA: ("svd_variant", "layer"),
     NORMALISED: ("svd_variant", "layer"),
+    EQUAL_ROWS: ("svd_variant", "layer"),
     CLASSES: ("gnc2_reduction", "unc3_reduction", "correction", "cdnv_exponent", "duplicates", "nc4_classes", "layer"),
     TOKENS: ("svd_variant", "layer"),
     CHUNKS: ("svd_variant", "chunks", "chunk_rule", "chunk_rows", "layer"),
@@ -33,6 +35,7 @@ _DECISIVE = {
 _SELECTING = {
     SPECTRA: ("special_tokens", "states"),
     NORMALISED: ("special_tokens", "states"),
+    EQUAL_ROWS: ("special_tokens", "states"),
     CLASSES: ("special_tokens", "states", "min_samples_per_token", "max_tokens_to_analyze"),
     TOKENS: ("special_tokens", "states", "min_samples_per_token", "max_tokens_to_analyze", "max_samples_per_class"),
     CHUNKS: ("states",),
@@ -64,7 +67,9 @@ class Statement:
 
 def comparability(a: CollapseSubject, b: CollapseSubject) -> list[Statement]:
     """Judge every topic of two subjects; that of a draft only where there is one."""
-    topics = [SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, *([CKA] if _has_draft(a) or _has_draft(b) else [])]
+    topics = [SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS]
+    topics += [EQUAL_ROWS] if _has_equal_rows(a) or _has_equal_rows(b) else []
+    topics += [CKA] if _has_draft(a) or _has_draft(b) else []
     return [_statement(topic, a, b) for topic in topics]
 
 
@@ -84,8 +89,8 @@ def _statement(topic: str, a: CollapseSubject, b: CollapseSubject) -> Statement:
         found += _of_settings(a, b, (*_SELECTING[topic], "storage_dtype"), "with care")
     found += _of_meta(topic, a, b)
     found += {
-        SPECTRA: _of_rows, NORMALISED: _of_rows, CLASSES: _of_classes, TOKENS: _of_classes, CHUNKS: _of_lengths,
-        CKA: _of_drafts,
+        SPECTRA: _of_rows, NORMALISED: _of_rows, EQUAL_ROWS: _of_drawn, CLASSES: _of_classes, TOKENS: _of_tokens,
+        CHUNKS: _of_lengths, CKA: _of_drafts,
     }[topic](a, b)  # fmt: skip
     level = max((level for level, _ in found), key=_ORDER.index, default=_ORDER[0])
     return Statement(topic, level, tuple(reason for _, reason in found))
@@ -128,6 +133,12 @@ def _of_rows(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, st
         yield "with care", f"{rows[0]} and {rows[1]} rows, and entropies grow with the rows until these are many"
 
 
+def _of_drawn(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    without = [subject.label for subject in (a, b) if not _has_equal_rows(subject)]
+    if without:
+        yield "not comparable", f"{without[0]} has none"
+
+
 def _of_classes(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
     tokens = [subject.metrics.get("token_metrics") or {} for subject in (a, b)]
     if any(subject.metrics.get("token_metrics") is None for subject in (a, b)):
@@ -137,6 +148,23 @@ def _of_classes(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level,
     shared = len(named[0] & named[1])
     if shared < len(named[0] | named[1]):
         yield "with care", f"classes differ: {shared} tokens in both, of {len(named[0])} and {len(named[1])}"
+
+
+def _of_tokens(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
+    yield from _of_classes(a, b)
+    counts = [subject.analysis["diagnostics"] for subject in (a, b)]
+    caps = [each.get("n_kept_cap") for each in counts]
+    if caps[0] != caps[1] and any(_is_capped(subject) for subject in (a, b)):
+        shown = ("all" if cap is None else f"at most {cap}" for cap in caps)
+        yield "not comparable", f"entropies of {' and '.join(shown)} rows of each token, and they grow with the rows"
+    left_out = [each.get("classes_left_out") or 0 for each in counts]
+    if left_out[0] != left_out[1]:
+        yield "with care", f"{left_out[0]} and {left_out[1]} token classes are left out for lack of room"
+
+
+def _is_capped(subject: CollapseSubject) -> bool:
+    tokens = (subject.metrics.get("token_metrics") or {}).values()
+    return any(0 < token.get("sampled", token["num_samples"]) < token["num_samples"] for token in tokens)
 
 
 def _of_lengths(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, str]]:
@@ -157,6 +185,10 @@ def _of_drafts(a: CollapseSubject, b: CollapseSubject) -> Iterable[tuple[Level, 
         yield "not comparable", f"{without[0]} has no draft"
     elif a.meta.get("draft") != b.meta.get("draft"):
         yield "with care", f"two drafts: {_show(a.meta.get('draft'))} and {_show(b.meta.get('draft'))}"
+
+
+def _has_equal_rows(subject: CollapseSubject) -> bool:
+    return any((subject.metrics.get("equal_rows") or {}).values())
 
 
 def _has_draft(subject: CollapseSubject) -> bool:

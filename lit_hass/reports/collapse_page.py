@@ -32,12 +32,13 @@ _SPEED_NOTE = (
 #: What a reader needs to read the figures.
 _EXPLANATIONS = {
     "Where the entropy is": "Entropy of the features behind prompt, accepted, rejected, bonus and baseline tokens over "
-    "its bound; how far the classes' directions are apart (GNC2), and how unevenly they are aligned with the output "
-    "layer (UNC3), in prompts, in answers and in both.",
+    "its bound, of equally many rows drawn from each, with 95% intervals; how far the classes' directions are apart "
+    "(GNC2), and how unevenly they are aligned with the output layer (UNC3), in prompts, in answers and in both.",
     "Spectrum": "How the features' sum of squares is shared out over directions. A steep line means few directions "
     "carry them; the dotted line is the fitted power law.",
     "Along the text": "Each text in stretches of equal length, from its first to its last. The entropy of n rows "
-    "cannot exceed ln min(n, d); on the right it is divided by that, so that length alone makes no trend.",
+    "cannot exceed ln min(n, d) (n - 1 of centred rows); on the right it is divided by that, so that length "
+    "alone makes no trend.",
     "Token by token": "The rows that predict one token. Entropies grow with the number of rows; a token far below the "
     "bound has features that collapsed onto few directions.",
 }

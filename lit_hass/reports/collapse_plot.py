@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from lit_hass.reports.collapse_equal_rows import normalized_of, rows_in_common, streams_shown
+from lit_hass.reports.collapse_rows import rows_behind
 from lit_hass.reports.collapse_run import CollapseSubject
 
 _COLOURS = ("#1f6feb", "#d4681d", "#2f8f4e", "#8250df", "#7a869a")
@@ -32,7 +34,8 @@ def spectrum_figure(subjects: Sequence[CollapseSubject]) -> Figure:
     _title(right, "Spectrum by state of the token", "rank of the direction", "share of the sum of squares")
     for i, subject in enumerate(subjects):
         spectra = subject.metrics.get("spectra") or {}
-        shares = _shares(spectra.get("overall"))
+        sums = subject.metrics.get("spectra_sums") or {}
+        shares = _shares(spectra.get("overall"), sums.get("overall"))
         if len(shares):
             ranks = np.arange(1, len(shares) + 1)
             slope, fit_ranks, fit = _power_law(shares)
@@ -41,7 +44,7 @@ def spectrum_figure(subjects: Sequence[CollapseSubject]) -> Figure:
             if slope is not None:
                 left.loglog(fit_ranks, fit, color=_BOUND, linewidth=0.9, linestyle=(0, (1, 2)), zorder=4)
         for state, colour in _STATE_COLOURS.items():
-            shares = _shares(spectra.get(state))
+            shares = _shares(spectra.get(state), sums.get(state))
             if len(shares):
                 label = state if len(subjects) == 1 else f"{subject.label}: {state}"
                 ranks = np.arange(1, len(shares) + 1)
@@ -55,9 +58,7 @@ def chunks_figure(subjects: Sequence[CollapseSubject]) -> Figure:
     """Entropy along the text: means over the sequences, and each sequence behind them."""
     figure, (left, right) = _figure(2)
     _title(left, "Entropy along the text", "stretch of the text, first to last", "SVD entropy")
-    _title(
-        right, "The same over its bound, ln min(n, d)", "stretch of the text, first to last", "normalised SVD entropy"
-    )
+    _title(right, "The same over its bound", "stretch of the text, first to last", "normalised SVD entropy")
     for i, subject in enumerate(subjects):
         analysis = subject.analysis["chunk_analysis"] or {}
         for axis, key, of_one in (
@@ -119,21 +120,24 @@ def tokens_figure(subjects: Sequence[CollapseSubject]) -> Figure:
 
 
 def scopes_figure(subjects: Sequence[CollapseSubject]) -> Figure:
-    """Prompt against answer: normalised entropy by state, GNC2 and UNC3."""
+    """Prompt against answer: normalised entropy by state, of equally many rows of each; GNC2 and UNC3."""
     figure, axes = _figure(3, width=13.5)
-    _title(axes[0], "Entropy by state of the token", "", "normalised SVD entropy")
-    normalized = [
-        {name: ((s.metrics.get("states") or {}).get(name) or {}).get("normalized_entropy") for name in _STATE_COLOURS}
-        for s in subjects
-    ]
-    states = [name for name in _STATE_COLOURS if any(each[name] is not None for each in normalized)]
+    rows = rows_in_common(subjects)
+    of_rows = "" if rows is None else f", of {rows} rows each"
+    _title(axes[0], f"Entropy by state of the token{of_rows}", "", "normalised SVD entropy")
+    states = [] if rows is None else [name for name in streams_shown(subjects) if name in _STATE_COLOURS]
     width = 0.8 / max(1, len(subjects))
     for i, subject in enumerate(subjects):
-        values = _floats([normalized[i][name] for name in states])
-        places = np.arange(len(states)) + (i - (len(subjects) - 1) / 2) * width
-        if not states:
+        if not states or rows is None:
             continue
-        bars = axes[0].bar(places, np.nan_to_num(values), width * 0.92, color=_colour(i), label=subject.label)
+        found = [normalized_of(subject, name, rows) or (math.nan,) * 3 for name in states]
+        values, low, high = np.array(found, dtype=np.float64).T
+        places = np.arange(len(states)) + (i - (len(subjects) - 1) / 2) * width
+        reach = np.nan_to_num(np.stack((values - low, high - values)))
+        bars = axes[0].bar(
+            places, np.nan_to_num(values), width * 0.92, color=_colour(i), label=subject.label, yerr=reach,
+            error_kw={"ecolor": _BOUND, "elinewidth": 1, "capsize": 2},
+        )  # fmt: skip
         if len(subjects) <= 2:
             labels = ["" if math.isnan(value) else f"{value:.{3 if len(subjects) == 1 else 2}f}" for value in values]
             axes[0].bar_label(bars, labels=labels, fontsize=7, padding=1)
@@ -141,7 +145,7 @@ def scopes_figure(subjects: Sequence[CollapseSubject]) -> Figure:
     axes[0].set_ylim(0, 1.3)
     # Side by side where that does not reach over the axis.
     short = sum(len(subject.label) for subject in subjects) <= 36
-    _legend(axes[0], "upper center", "no states recorded", columns=len(subjects) if short else 1)
+    _legend(axes[0], "upper center", "no states of enough rows", columns=len(subjects) if short else 1)
     for axis, name, title, what in (
         (axes[1], "gnc2/mean", "GNC2", "mean ln(1 / distance of class directions)"),
         (axes[2], "unc3/cov_abs", "UNC3", "|std / mean| of cos(class mean, output row)"),
@@ -237,12 +241,14 @@ def _with_rows(state: str, subjects: Sequence[CollapseSubject]) -> str:
     return f"{state}\n{counts.pop()} rows" if len(counts) == 1 else state
 
 
-def _shares(eigenvalues: Sequence[float] | None) -> np.ndarray:
+def _shares(eigenvalues: Sequence[float] | None, total: float | None) -> np.ndarray:
+    """Shares of the sum of all eigenvalues, of which only the largest are listed."""
     values = _floats(eigenvalues or [])
     values = values[np.isfinite(values)]
+    total = total or values.sum()
     # Rounding noise far below the largest says nothing, and would stretch the axis by many decades.
     values = values[values > 1e-12 * values[0]] if len(values) else values
-    return values / values.sum() if len(values) else values
+    return values / total if len(values) else values
 
 
 def _power_law(shares: np.ndarray) -> tuple[float | None, np.ndarray, np.ndarray]:
@@ -258,7 +264,7 @@ def _power_law(shares: np.ndarray) -> tuple[float | None, np.ndarray, np.ndarray
 
 def _tokens(subject: CollapseSubject) -> tuple[np.ndarray, np.ndarray]:
     defined = [t for t in (subject.metrics.get("token_metrics") or {}).values() if t.get("svd_entropy") is not None]
-    return _floats([t["num_samples"] for t in defined]), _floats([t["svd_entropy"] for t in defined])
+    return _floats([rows_behind(t) for t in defined]), _floats([t["svd_entropy"] for t in defined])
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -9,11 +9,13 @@ from lit_hass.reports.collapse_comparability import (
     CHUNKS,
     CKA,
     CLASSES,
+    EQUAL_ROWS,
     NORMALISED,
     SPECTRA,
     TOKENS,
     Statement,
 )
+from lit_hass.reports.collapse_equal_rows import normalized_of, rows_in_common, streams_shown
 from lit_hass.reports.collapse_run import CollapseSubject
 from lit_hass.reports.html_page import NOTHING
 
@@ -26,13 +28,18 @@ _LEGENDS = {
     ROUNDING: "less than a millionth of the figure: forwards of other shapes round differently",
 }
 
+_OF_EQUAL_ROWS = (
+    "normalised, so many rows: the mean over draws of that many rows of each, by which states are comparable (over all "
+    "their rows they are not: entropies grow with the rows); ± is its 95% interval if rows are independent"
+)
+
 #: Label -> (topic, name in the family, scope).
 _FAMILY = {
     "SVD entropy": (SPECTRA, "svd_entropy/overall", "overall"),
     "· of prompts": (SPECTRA, "svd_entropy/overall", "prompt"),
     "· of answers": (SPECTRA, "svd_entropy/overall", "answer"),
     "· of answers, normalised": (NORMALISED, "svd_entropy/normalized", "answer"),
-    "effective rank": (SPECTRA, "rank/effective_rank", "overall"),
+    "effective rank": (SPECTRA, "rank/raw/effective_rank", "overall"),
     "mean cosine of rows": (SPECTRA, "anisotropy/mean_cosine", "overall"),
 }
 _CLASS_FAMILY = {
@@ -111,6 +118,7 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
             for state in _STATES
             if any(((s.metrics.get("states") or {}).get(state) or {}).get("rows") for s in subjects)
         ),
+        *_equal_rows(subjects, EQUAL_ROWS in barred),
         *(r for label, found in _CLASS_FAMILY.items() for r in of_family(label, CLASSES, *found)),
         *of_family("draft and base, CKA", CKA, "cka/linear", "answer"),
         *of_family("· debiased", CKA, "cka/debiased", "answer"),
@@ -123,10 +131,23 @@ def collapse_rows(subjects: Sequence[CollapseSubject], statements: Sequence[Stat
     return rows
 
 
+def _equal_rows(subjects: Sequence[CollapseSubject], barred: bool) -> Iterable[CollapseRow]:
+    """The states again, by as many rows of each: what is compared with each other."""
+    rows = rows_in_common(subjects)
+    if rows is None:
+        return
+    for stream in streams_shown(subjects):
+        found = [normalized_of(subject, stream, rows) for subject in subjects]
+        cells = tuple(NOTHING if x is None else f"{figure(x[0])} ±{max(x[0] - x[1], x[2] - x[0]):.4f}" for x in found)
+        middle = [None if x is None else x[0] for x in found]
+        yield CollapseRow(f"{stream}, normalised, {rows} rows", cells, _difference(middle, barred))
+
+
 def legend_texts(rows: Sequence[CollapseRow]) -> list[str]:
     """What the signs in the column of differences mean, where there are any."""
     shown = {row.difference for row in rows}
-    return [f"{sign}: {meaning}" for sign, meaning in _LEGENDS.items() if sign in shown]
+    found = [f"{sign}: {meaning}" for sign, meaning in _LEGENDS.items() if sign in shown]
+    return [*found, _OF_EQUAL_ROWS] if any(" ±" in cell for row in rows for cell in row.cells) else found
 
 
 def undefined_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
@@ -164,10 +185,7 @@ def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
         if subject.unfinished:
             asked = subject.meta.get("questions")
             found.append(f"{subject.label}: the run was stopped; these are the {asked} questions until then")
-        tokens = (subject.metrics.get("token_metrics") or {}).values()
-        sampled = sum(t.get("sampled", t["num_samples"]) < t["num_samples"] for t in tokens)
-        if sampled:
-            found.append(f"{subject.label}: entropies of {sampled} tokens are those of a sample of their rows")
+        found += [f"{subject.label}: {note}" for note in _sample_notes(subject)]
         if lost := subject.analysis["diagnostics"].get("n_dropped_rows"):
             found.append(f"{subject.label}: {lost} rows were lost to failures and enter nothing")
         if subject.settings.get("svd_variant", "a") != "a":
@@ -175,6 +193,28 @@ def note_texts(subjects: Sequence[CollapseSubject]) -> list[str]:
                 f"{subject.label}: the limits of the patterns are made for svd_variant a, in nats; these are bits"
             )
     return found
+
+
+def _sample_notes(subject: CollapseSubject) -> Iterable[str]:
+    """Where figures are not of all rows and classes."""
+    counts, most = subject.analysis["diagnostics"], subject.settings.get("max_tokens_to_analyze")
+    sampled = sum(0 < rows_behind(t) < t["num_samples"] for t in (subject.metrics.get("token_metrics") or {}).values())
+    if sampled:
+        cap = counts.get("n_kept_cap")
+        limit = "" if cap is None else f", at most {cap} of a token"
+        yield f"entropies of {sampled} tokens, and NC4, are those of a sample of their rows{limit}"
+    if left_out := counts.get("classes_left_out"):
+        yield (
+            f"{left_out} of {counts['classes_eligible']} token classes are left out of the entropies per token and of "
+            "NC4, for which there was no room (collapse.host_bytes)"
+        )
+    if most is not None and counts.get("classes_eligible") == most:
+        yield f"class and token figures are those of the {most} most frequent tokens (max_tokens_to_analyze)"
+
+
+def rows_behind(token: dict[str, Any]) -> int:
+    """How many rows a token's entropy is made of: a sample, where it has more."""
+    return token.get("sampled", token["num_samples"])
 
 
 def family_rows(subjects: Sequence[CollapseSubject]) -> list[tuple[str, ...]]:
@@ -200,12 +240,16 @@ def extreme_tokens(subject: CollapseSubject, most: int = 12) -> list[tuple[str, 
         (
             key,
             NOTHING if value.get("token") is None else repr(value["token"]),
-            str(value["num_samples"]),
+            _of_all(rows_behind(value), value["num_samples"]),
             figure(value["svd_entropy"]),
             figure(value["normalized_entropy"]),
         )
         for key, value in tokens[:most]
     ]
+
+
+def _of_all(some: int, all_rows: int) -> str:
+    return str(all_rows) if some == all_rows else f"{some} of {all_rows}"
 
 
 def figure(value: float | None, digits: int = 4) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from lit_hass.errors import UserError
 from lit_hass.records import read_object
 from lit_hass.reports.collapse_analysis import CollapseAnalyzer
+from lit_hass.reports.collapse_earlier import up_to_date
 
 #: The metrics of a run, and what is made of them.
 METRICS_FILE, REPORT_FILE = "collapse_metrics.json", "collapse_report.json"
@@ -145,7 +146,7 @@ def _read_subjects(folder: Path, label: str) -> list[CollapseSubject]:
             raise UserError(f"{path}: {error}") from error
         process = path.name.removeprefix("collapse_metrics.partial").removesuffix(".json").lstrip(".")
         own = label if path == whole else f"{label} ({' of '.join(filter(None, ('part', process)))})"
-        subjects.append(CollapseSubject(own, folder, metrics or {}, analysis))
+        subjects.append(CollapseSubject(own, folder, up_to_date(metrics or {}), analysis))
     return subjects
 
 

@@ -21,9 +21,11 @@ _SHAPE: dict[str, Any] = {
         "num_chunks": _NUMBER, "chunk_svd_entropies": [_NUMBER], "avg_svd_entropy": _NUMBER, "std_svd_entropy": _NUMBER,
     },
     "states": {_ALL: {_ALL: _NUMBER}},
+    "equal_rows": {_ALL: {_ALL: {_ALL: _NUMBER}}},
     "family": {_ALL: {_ALL: _NUMBER}},
     "undefined": {_ALL: {_ALL: _TEXT}},
     "spectra": {_ALL: [_NUMBER]},
+    "spectra_sums": {_ALL: _NUMBER},
     "chunks": [
         {
             "length": _NUMBER, "entropies": [_NUMBER], "normalized": [_NUMBER], "first_minus_last": _NUMBER,

@@ -16,7 +16,7 @@ BAD = [
     ("unc3_reduction", "CoV"), ("correction", 2), ("cdnv_exponent", 0), ("cdnv_exponent", float("nan")),
     ("nc4_classes", "all"), ("chunks", -1), ("chunk_rule", "split"), ("chunk_rows", "all"), ("special_tokens", "none"),
     ("special_tokens", [-1]), ("special_tokens", [True]), ("duplicates", "drop"), ("nan_strategy", "skip"),
-    ("max_samples_per_class", 0), ("on_error", "stop"), ("hash_salt", "x"), ("states", []), ("states", ["draft"]),
+    ("max_samples_per_class", 1), ("on_error", "stop"), ("hash_salt", "x"), ("states", []), ("states", ["draft"]),
     ("states", ["bonus", "bonus"]), ("layer", "last"), ("layer", True), ("storage_dtype", "int8"), ("device_bytes", 0),
     ("host_bytes", 1000), ("disk_bytes", -1),
 ]  # fmt: skip

@@ -6,15 +6,17 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.errors import RunError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureStore, extract_features, special_ids
+from lit_hass.features.row_keys import row_keys
 from lit_hass.features.sequences import on_host
 from lit_hass.metrics import CollapseMetrics
-from tests.features.plain_metrics import assert_plain, plain_metrics
+from tests.features.plain_metrics import assert_plain, entropy, plain_metrics
 from tests.features.sequences import (
     CLASSES,
     SPECIAL,
@@ -195,11 +197,124 @@ def test_families_that_are_switched_off_keep_nothing_and_are_null(on):
     assert (metrics["states"] is None) == (metrics["chunk_metrics"] is None) == (FAMILIES[1] not in on)
     assert (metrics["overall_metrics"]["gnc2"] is None) == (FAMILIES[2] not in on)
     if FAMILIES[0] not in on and FAMILIES[2] not in on:
-        assert measurement.store.nbytes()["host"] == 0
+        # Nothing but a bounded sample of each state, which only the spectra ask for.
+        assert measurement.store.nbytes()["host"] == measurement.store.streams.nbytes
+        assert bool(measurement.store.streams.nbytes) == (FAMILIES[1] in on)
     for name in ("token_metrics", "chunk_metrics", "states"):
         if metrics[name] is not None:
             assert metrics[name].keys() == expected[name].keys()
     assert metrics["errors"] == [] and json.dumps(metrics, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", [300, 900, 2000])
+def test_a_sample_with_too_little_room_leaves_out_classes_and_never_keeps_one_row(count, caplog):
+    """26 rows of each class, and room for 1,724: caps of one or none would report total collapse."""
+    chance = torch.Generator().manual_seed(0)
+    rows = torch.randn(26 * count, 64, generator=chance).bfloat16()
+    ids = torch.randperm(26 * count, generator=chance) % count
+    config = CollapseConfig(host_bytes=2**20, special_tokens=[])
+    with CollapseMeasurement(64, config) as measurement, caplog.at_level(logging.WARNING):
+        for part in torch.arange(len(ids)).split(2000):
+            measurement.add_batch_features(rows[part], ids[part])
+        metrics, again = measurement.get_collapse_metrics(), measurement.get_collapse_metrics()
+    counts, tokens = metrics["counts"], metrics["token_metrics"]
+    chosen = {token: one for token, one in tokens.items() if one["sampled"]}
+    cap = counts["n_kept_cap"]
+    assert cap == {300: 4, 900: 2, 2000: 2}[count] and {one["sampled"] for one in chosen.values()} == {cap}
+    assert len(tokens) == count and counts["classes_left_out"] == count - len(chosen)
+    assert 300 <= len(chosen) <= 862  # all, half or a quarter of the classes, not a few
+    keys = row_keys(0, 0, len(ids))
+    for token, one in tokens.items():
+        if token not in chosen:
+            assert one["svd_entropy"] is None and one["num_samples"] == 26
+            continue
+        mine = (ids == int(token)).nonzero()[:, 0]
+        mine = mine[keys[mine].argsort()[:cap]]
+        assert one["svd_entropy"] == pytest.approx(entropy(rows[mine].double()), abs=1e-9)
+        assert one["svd_entropy"] > 0.9 * math.log(cap)  # rows at random are not collapsed
+    values = [one["svd_entropy"] for one in chosen.values()]
+    family = metrics["family"]["overall"]
+    assert family["svd_entropy/token_mean"] == pytest.approx(sum(values) / len(values))
+    assert family["nc4/nearest_accuracy"] is not None
+    said = [line for line in caplog.messages if "leave out" in line]
+    assert again["counts"] == counts and len(said) == (count > 300)
+    assert all(f"{counts['classes_left_out']} of {count} classes" in line for line in said)
+
+
+def test_a_class_of_which_one_row_was_kept_has_no_entropy():
+    """As of a run that an earlier version began."""
+    with CollapseMeasurement(4, CollapseConfig(special_tokens=[])) as measurement:
+        measurement.add_batch_features(torch.randn(40, 4), torch.arange(40) % 4)
+        measurement.store.consolidate()
+        measurement.store.kept._sample(torch.float32).shrink_to(1)
+        metrics = measurement.get_collapse_metrics()
+    assert {one["svd_entropy"] for one in metrics["token_metrics"].values()} == {None}
+    assert metrics["family"]["overall"]["svd_entropy/token_mean"] is None and metrics["counts"]["n_kept_cap"] == 1
+    assert "entropy" in metrics["undefined"]["overall"]["svd_entropy/token_mean"]
+
+
+def test_room_grows_with_the_rows_width():
+    """Of 4,096 numbers in bfloat16: 16,000 tokens in prompts and in answers have room for rows, two of each."""
+    rows = 4 * 16000
+    assert CollapseConfig().host_budget(4096) // 4 >= rows * (2 * 4096 + 24)
+    assert CollapseConfig().host_budget(64) == 2**30 and CollapseConfig(host_bytes=2**21).host_budget(4096) == 2**21
+
+
+@pytest.mark.parametrize("variant", ["a", "b"])
+def test_states_stand_beside_each_other_by_as_many_rows_of_each(variant):
+    sequences = [make_sequence(question) for question in range(8)]
+    config = CollapseConfig(svd_variant=variant, max_samples_per_class=2)
+    measurement = new_measurement(config)
+    for sequence in sequences:
+        measurement.add_question([sequence])
+    found = measurement.get_collapse_metrics()
+    rows = {"rejected": torch.cat([sequence.rejected for sequence in sequences])}
+    for name, codes in (("prompt", [0]), ("accepted", [1]), ("bonus", [3]), ("answer", [1, 3])):
+        special, wanted = torch.tensor(SPECIAL), torch.tensor(codes)
+        rows[name] = torch.cat(
+            [s.features[torch.isin(s.states, wanted) & ~torch.isin(s.token_ids, special)] for s in sequences]
+        )
+    assert found["equal_rows"].keys() == {*rows, "baseline"} and found["equal_rows"]["baseline"] == {}
+    chance = np.random.default_rng(0)
+    for name, x in rows.items():
+        sizes = [m for m in (16, 24, 32, 48, 64, 96, 128, 256) if m <= 0.8 * len(x)]
+        assert list(found["equal_rows"][name]) == [str(m) for m in sizes] and sizes, (name, len(x))
+        for m in sizes[-1:]:
+            draws = []
+            for _ in range(200):
+                some = x[chance.permutation(len(x))[:m]].double().numpy()
+                s = np.linalg.svd(some - some.mean(0) if variant == "b" else some, compute_uv=False)
+                p = s**2 / (s**2).sum() if variant == "b" else s / s.sum()
+                draws.append(-(p[p > 0] * np.log(p[p > 0])).sum() / (math.log(2) if variant == "b" else 1))
+            one = found["equal_rows"][name][str(m)]
+            assert abs(one["svd_entropy"] - np.mean(draws)) <= 4 * np.std(draws) * math.sqrt(1 / 200 + 1 / 64), name
+            assert one["low"] < one["svd_entropy"] < one["high"]
+            share = math.log(min(m - (variant == "b"), WIDTH)) / (math.log(2) if variant == "b" else 1)
+            assert one["normalized_entropy"] == pytest.approx(one["svd_entropy"] / share)
+    # However they came, and whoever had them.
+    halves = [
+        new_measurement(config),
+        new_measurement(CollapseConfig(**{**dataclasses.asdict(config), "save_every": 5})),
+    ]
+    for number in (5, 1, 7, 0, 2, 6, 3, 4):
+        halves[number % 2].add_question([sequences[number]])
+    halves[1].merge(*halves[0].state())
+    assert halves[1].get_collapse_metrics()["equal_rows"] == found["equal_rows"]
+
+
+def test_a_run_that_an_earlier_version_began_has_no_rows_of_its_states():
+    measurement, resumed = new_measurement(), new_measurement()
+    measurement.add_question([make_sequence(0)])
+    tensors, plain = measurement.state()
+    del plain["store"]["streams"]
+    resumed.merge({name: value for name, value in tensors.items() if ".streams." not in name}, plain)
+    resumed.add_question([make_sequence(1)])
+    again = new_measurement()
+    again.merge(*resumed.state())
+    for each in (resumed, again):
+        metrics = each.get_collapse_metrics()
+        assert not any(metrics["equal_rows"].values()) and metrics["states"]["accepted"]["rows"]
+        assert "earlier version" in metrics["undefined"]["overall"]["equal_rows"]
 
 
 def test_states_that_are_not_asked_for_are_left_out_and_counted():

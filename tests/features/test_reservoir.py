@@ -62,19 +62,70 @@ def test_merging_is_the_same_as_one(caps):
         assert kept(whole) == expected
 
 
-def test_too_few_bytes_halve_the_cap_exactly():
+@pytest.mark.parametrize("parts", [1, 7, 50, 2000])
+def test_too_few_bytes_halve_the_cap_exactly(parts):
     rows, groups, keys = rows_of(2000)
     reservoir = Reservoir(WIDTH, 256, 8000)
-    for part in torch.arange(len(rows)).chunk(50):
+    for part in torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts)).chunk(parts):
         reservoir.offer(rows[part], groups[part], keys[part])
         assert len(reservoir) * (4 * WIDTH + 24) <= 8000
-    assert reservoir.per_group in (1, 2, 4, 8) and kept(reservoir) == smallest(groups, keys, reservoir.per_group)
+    # By brute force: the largest halved cap whose rows have room; how the rows came does not matter.
+    sizes = {cap: sum(map(len, smallest(groups, keys, cap).values())) for cap in (2, 4, 8, 16, 32, 64, 128, 256)}
+    cap = max(cap for cap, size in sizes.items() if size * (4 * WIDTH + 24) <= 8000)
+    assert reservoir.bounds == {"per_group": cap, "halvings": 0}
+    assert kept(reservoir) == smallest(groups, keys, cap)
 
 
-def test_more_groups_than_rows_keep_none_rather_than_some():
-    reservoir = Reservoir(WIDTH, 4, 400)
-    reservoir.offer(torch.randn(100, WIDTH), torch.arange(100), row_keys(1, 0, 100))
-    assert reservoir.per_group == 0 and len(reservoir) == 0 and reservoir.nbytes <= 400
+@pytest.mark.parametrize("parts", [1, 9, 400])
+def test_more_classes_than_room_leave_out_whole_ones_and_never_one_row_of_a_class(parts):
+    """800 groups of 400 classes, 8 rows of each, and room for 200 rows: 100 groups of 2."""
+    groups = torch.arange(6400) % 800
+    rows, keys = torch.randn(6400, WIDTH), row_keys(3, 0, 6400)
+    rows[:, 0] = torch.arange(6400)
+    room = 200 * (4 * WIDTH + 24)
+    whole, ranks = Reservoir(WIDTH, 256, room), [Reservoir(WIDTH, cap, room) for cap in (None, 256, 3)]
+    for part in torch.randperm(6400, generator=torch.Generator().manual_seed(parts)).chunk(parts):
+        whole.offer(rows[part], groups[part], keys[part])
+    for reservoir, part in zip(ranks, torch.arange(6400).chunk(3), strict=True):
+        reservoir.offer(rows[part], groups[part], keys[part])
+    chosen = kept(whole)
+    assert whole.per_group == 2 and {len(places) for places in chosen.values()} == {2}
+    # Rows of a token in prompts and in answers stay or go together; half, a quarter, an eighth of the classes.
+    assert {group ^ 1 for group in chosen} == set(chosen)
+    mixed = [splitmix64(torch.tensor([group // 2])).item() % 2**64 >> 1 for group in range(800)]
+    assert set(chosen) == {group for group in range(800) if mixed[group] < 2 ** (63 - whole.halvings)}
+    fewer = sum(value < 2 ** (64 - whole.halvings) for value in mixed)
+    assert len(chosen) * 2 <= 200 < fewer * 2  # no more than there is room for, and with one halving less there is none
+    assert chosen == {group: places for group, places in smallest(groups, keys, 2).items() if group in chosen}
+    for order in ((0, 1, 2), (2, 0, 1)):  # in the end the bounds of the whole, whoever holds what
+        merged = Reservoir(WIDTH, None, room)
+        for i in order:
+            merged.merge(*ranks[i].state())
+        assert merged.bounds == whole.bounds and kept(merged) == chosen
+
+
+def test_rows_that_would_be_pushed_out_at_once_take_no_room():
+    """Two classes of 3,000 rows, offered at once: room for 2,048 is enough for 256 of each."""
+    groups, keys = torch.arange(6000) % 2 * 2, row_keys(5, 0, 6000)
+    rows = torch.randn(6000, WIDTH)
+    rows[:, 0] = torch.arange(6000)
+    reservoir = Reservoir(WIDTH, 256, 2048 * (4 * WIDTH + 24))
+    reservoir.offer(rows, groups, keys)
+    assert reservoir.bounds == {"per_group": 256, "halvings": 0}
+    assert kept(reservoir) == smallest(groups, keys, 256)
+
+
+def test_a_sample_of_an_earlier_version_is_taken_in():
+    """It had caps of one row and of none, and left out no classes."""
+    reservoir = Reservoir(WIDTH, 4, 2**20)
+    reservoir.offer(*rows_of())
+    tensors, _ = reservoir.state()
+    older = Reservoir(WIDTH, 256, 2**20)
+    older.merge(tensors, {"per_group": 1})
+    assert {len(places) for places in kept(older).values()} == {1}
+    older.merge(tensors, {"per_group": 0})
+    older.offer(*rows_of())
+    assert kept(older) == {}
 
 
 def test_memory_is_that_of_the_kept_rows():

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from lit_hass.errors import UserError
+from lit_hass.features import CollapseConfig, CollapseMeasurement
 from lit_hass.metrics import GNC2, UNC3, ClassStatistics, CollapseMetrics, SVDEntropy
 from lit_hass.metrics.functional import cdnv, gnc2, unc3
 
@@ -166,3 +168,53 @@ def test_an_id_beyond_every_vocabulary_needs_a_word():
     allowed = ClassStatistics(2, num_classes=2**24 + 1)
     allowed.update(torch.eye(2), torch.tensor([1, 2**24]))
     assert allowed.compute()["class_ids"].tolist() == [1, 2**24]
+
+
+def first_of_the_largest(scores: list[Fraction]) -> int:
+    return scores.index(max(scores))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nc4_does_not_depend_on_how_means_and_products_were_rounded(seed):
+    """Texts that begin alike: one feature and several next tokens, whose means are that feature up to an ulp.
+
+    Expected by exact arithmetic: the lowest id of the nearest means, and of the largest products.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 3 + 1
+    counts = {2: (0, 7), 3: (0, 9), 5: (0, 3), 6: (1, 6), 7: (1, 13), 11: (2, 5), 12: (3, 11), 13: (3, 10)}
+    ids = torch.cat([torch.full((n,), token) for token, (_, n) in counts.items()])
+    rows = torch.cat([shared[place].expand(n, -1) for place, n in counts.values()])
+    head = torch.randn(16, 6, generator=generator)
+    head[[5, 7]], head[13] = head[2].clone(), head[12].clone()  # tied rows of the output layer
+    head[0], head[15] = head[2].clone(), head[3].clone()
+    exact = [[[Fraction(x) for x in row] for row in part.tolist()] for part in (shared, head.double())]
+    classes, hits = sorted(counts), {name: 0 for name in ("agreement", "nearest_accuracy", "agreement_vocab")}
+    for token, (place, n) in counts.items():
+        row = exact[0][place]
+        nearest = classes[
+            first_of_the_largest(
+                [-sum((a - b) ** 2 for a, b in zip(row, exact[0][counts[c][0]], strict=True)) for c in classes]
+            )
+        ]
+        products = [sum(a * b for a, b in zip(row, weights, strict=True)) for weights in exact[1]]
+        linear = classes[first_of_the_largest([products[c] for c in classes])]
+        hits["agreement"] += n * (linear == nearest)
+        hits["nearest_accuracy"] += n * (nearest == token)
+        hits["agreement_vocab"] += n * (first_of_the_largest(products) == nearest)
+    for attempt in range(8):
+        order = torch.randperm(len(ids), generator=generator)
+        metric, other = (CollapseMetrics(6, head, keep_rows=True, nc4_vocabulary=True) for _ in range(2))
+        for number, part in enumerate(order.chunk(1 + attempt)):  # sums of other parts, by other shifts, and merged
+            (metric if number % 2 else other).update(rows[part], ids[part])
+        metric.merge_state(other)
+        values = metric.compute()
+        for name, expected in hits.items():
+            assert float(values[f"nc4/{name}"]) == pytest.approx(expected / len(ids), abs=1e-12), (attempt, name)
+        with CollapseMeasurement(6, CollapseConfig(nc4_classes="vocab", max_buffer_size=attempt + 1), head) as run:
+            for part in order.chunk(1 + attempt):
+                run.add_batch_features(rows[part], ids[part])
+            family = run.get_collapse_metrics()["family"]["overall"]
+        assert {name: family[f"nc4/{name}"] for name in hits} == pytest.approx(
+            {name: expected / len(ids) for name, expected in hits.items()}, abs=1e-12
+        )

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from lit_hass.errors import UserError
+from lit_hass.features import CollapseConfig, CollapseMeasurement
+from lit_hass.features.kept_measures import _streamed_entropy
+from lit_hass.metrics import CollapseMetrics, SVDEntropy
 from lit_hass.metrics.functional import (
     chunk_entropies,
     gram_eigenvalues,
     grouped_entropy,
+    matrix_eigenvalues,
     power_law,
     renyi_entropy,
     spectral_entropy,
@@ -40,9 +44,8 @@ def test_entropy_is_that_of_the_singular_values(shape, power, center):
 def test_entropies_that_are_known_or_undefined():
     assert float(spectral_entropy(torch.linalg.qr(normal(6, 6)).Q, eps=0)) == pytest.approx(math.log(6))
     assert float(spectral_entropy(torch.ones(7, 3), eps=0)) == 0.0
-    assert float(spectral_entropy(torch.ones(1, 3))) == 0.0
-    for rows, center in ((torch.zeros(0, 3), False), (torch.zeros(4, 3), False), (torch.ones(1, 3), True)):
-        assert math.isnan(float(spectral_entropy(rows, center=center)))
+    for rows in (torch.zeros(0, 3), torch.zeros(4, 3), torch.ones(1, 3)):
+        assert math.isnan(float(spectral_entropy(rows))) and math.isnan(float(spectral_entropy(rows, center=True)))
     assert math.isnan(float(spectral_entropy(torch.full((6, 3), 0.1), center=True)))
     with pytest.raises(UserError, match="power"):
         spectral_entropy(torch.eye(2), power=3)
@@ -67,6 +70,52 @@ def test_summary_of_a_spectrum():
     assert math.isnan(spectrum_summary(torch.zeros(3, dtype=torch.float64), 0)["effective_rank"])
 
 
+def least_collapsed(n: int, d: int) -> torch.Tensor:
+    """n orthogonal rows of one length; of more rows than numbers the columns are that, and add up to zero."""
+    if n <= d:
+        return torch.linalg.qr(normal(d, n))[0].T.contiguous()
+    return torch.linalg.qr(torch.cat((torch.ones(n, 1, dtype=torch.float64), normal(n, d)), dim=1))[0][:, 1:]
+
+
+@pytest.mark.parametrize("variant", ["a", "b"])
+@pytest.mark.parametrize(("n", "d"), [(1, 9), (2, 9), (3, 9), (5, 9), (9, 9), (10, 9), (64, 9), (7, 1)])
+def test_the_least_collapsed_rows_are_at_the_bound_by_every_name(n, d, variant):
+    """All singular values are equal: the entropy is the logarithm of how many there can be, and its share is 1."""
+    config = CollapseConfig(svd_variant=variant)
+    x, ids, center = least_collapsed(n, d), torch.zeros(n, dtype=torch.long), variant == "b"
+    directions = min(n - center, d)
+    share = 1.0 if directions > 1 else math.nan
+    single, family = SVDEntropy(d, **config.entropy), CollapseMetrics(d, keep_rows=True, **config.entropy)
+    for metric in (single, family):
+        metric.update(x, ids)
+    values, undefined = family.compute(), family.compute_details()["undefined"]
+    with CollapseMeasurement(d, config) as measurement:
+        measurement.add_batch_features(x, ids)
+        run = measurement.get_collapse_metrics()
+        kept = measurement.store.kept
+        streamed = _streamed_entropy(kept, torch.arange(n), 4, config.entropy, torch.device("cpu"))
+    summary = spectrum_summary(matrix_eigenvalues(x, center), n, center)
+    shares = {
+        "CollapseMetrics": values["svd_entropy/normalized"],
+        "CollapseMetrics, tokens": values["svd_entropy/token_normalized_mean"],
+        "SVDEntropy": single.compute_details()["normalized_entropy"],
+        "a spectrum": summary[f"normalized_sigma{'2' if center else ''}"],
+        "groups": grouped_entropy(x, ids, min_samples=1, **config.entropy).normalized[0],
+        "a run": run["family"]["overall"]["svd_entropy/normalized"],
+        "a run's states": run["states"]["prompt"]["normalized_entropy"],
+        "a run's tokens": run["token_metrics"].get("0", {}).get("normalized_entropy"),
+        "a large class": streamed[1],
+    }
+    for name, found in shares.items():
+        assert (math.nan if found is None else float(found)) == pytest.approx(share, abs=1e-7, nan_ok=True), name
+    expected = math.log(directions) / (math.log(2) if center else 1) if n > 1 else math.nan  # of one row: nothing
+    for found in (values["svd_entropy/overall"], single.compute(), streamed[0]):
+        assert float(found) == pytest.approx(expected, abs=1e-7, nan_ok=True)
+    if math.isnan(share):
+        why = "one row" if n == 1 else f"{n} {'centred ' if center else ''}rows of {d} numbers"
+        assert why in undefined["svd_entropy/normalized"]
+
+
 @pytest.mark.parametrize("center", [False, True])
 def test_groups_are_computed_as_each_alone(center):
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +131,8 @@ def test_groups_are_computed_as_each_alone(center):
         alone = spectral_entropy(rows[ids == token], center=center, eps=0.0)
         assert int((ids == token).sum()) == count
         assert float(value) == pytest.approx(float(alone), abs=1e-9, nan_ok=True)
-        assert float(normal_value) == pytest.approx(float(alone) / math.log(min(count, 20)), abs=1e-9, nan_ok=True)
+        bound = math.log(min(count - center, 20)) or math.nan
+        assert float(normal_value) == pytest.approx(float(alone) / bound, abs=1e-9, nan_ok=True)
     assert math.isnan(float(found.entropies[-1])) == center
     assert found.summary()["n_undefined"] == int(center)
     wide = normal(600, 300)

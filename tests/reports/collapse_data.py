@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_hass.metrics import CollapseMetrics
-from lit_hass.metrics.functional import chunk_entropies
+from lit_hass.metrics.functional import chunk_entropies, drawn_entropies
 from lit_hass.records import to_jsonable, write_json
 
 PLAIN = {
@@ -45,15 +44,22 @@ def metrics_dict(draft: bool = True, questions: int = 6, seed: int = 0, d: int =
         for name in ("prompt", "answer")
     }  # fmt: skip
     chunks = []
+    streams: dict[str, list[torch.Tensor]] = {}
     for question in range(questions):
         prompt, answer = rows(40, 7 * question + seed, d), rows(30 + 17 * question, 7 * question + 3 + seed, d, rank=12)
         n = len(answer["features"])
+        streams.setdefault("prompt", []).append(prompt["features"])
+        streams.setdefault("answer", []).append(answer["features"])
         states = torch.where(torch.arange(n) % 3 == 0, 3, 1) if draft else torch.full((n,), 4)
         accumulators["prompt"].update(prompt["features"], prompt["token_ids"], torch.zeros(40, dtype=torch.int64))
+        for state, name in ((1, "accepted"), (3, "bonus"), (4, "baseline")):
+            if bool((states == state).any()):
+                streams.setdefault(name, []).append(answer["features"][states == state])
         paired = {"paired_features": answer["features"] + 0.4 * torch.randn(n, d)} if draft else {}
         accumulators["answer"].update(answer["features"], answer["token_ids"], states, **paired)
         if draft:
             dropped = rows(12, 7 * question + 5, d)
+            streams.setdefault("rejected", []).append(dropped["features"])
             accumulators["answer"].update(
                 dropped["features"], dropped["token_ids"], torch.full((12,), 2), paired_features=dropped["features"]
             )
@@ -81,10 +87,8 @@ def metrics_dict(draft: bool = True, questions: int = 6, seed: int = 0, d: int =
     for scope in accumulators.values():
         for name, (eigenvalues, n) in scope.state_eigenvalues(False).items():
             if n:
-                entropy = float(scope._entropy(eigenvalues))
-                states_found[name] = {
-                    "rows": n, "svd_entropy": entropy, "normalized_entropy": entropy / math.log(min(n, d)),
-                }  # fmt: skip
+                entropy, share = map(float, scope._entropies_of(eigenvalues, n))
+                states_found[name] = {"rows": n, "svd_entropy": entropy, "normalized_entropy": share}
                 spectra.setdefault(name, eigenvalues.tolist())
     counts = {key: value for key, value in details["overall"].items() if isinstance(value, int)}
     return to_jsonable(
@@ -105,14 +109,26 @@ def metrics_dict(draft: bool = True, questions: int = 6, seed: int = 0, d: int =
                 "std_svd_entropy": float(torch.tensor(means).std(correction=0)),
             },
             "states": states_found,
+            "equal_rows": {
+                name: {
+                    str(each.rows): {
+                        "svd_entropy": each.entropy, "low": each.low, "high": each.high,
+                        "normalized_entropy": each.entropy / each.bound, "normalized_low": each.low / each.bound,
+                        "normalized_high": each.high / each.bound,
+                    }
+                    for each in drawn_entropies(torch.cat(parts))
+                }
+                for name, parts in streams.items()
+            },
             "family": {name: found["values"] for name, found in details.items()},
             "undefined": {name: found["undefined"] for name, found in details.items()},
             "spectra": spectra,
+            "spectra_sums": {name: sum(values) for name, values in spectra.items()},
             "chunks": chunks,
             "counts": {**counts, "n_special": details["overall"]["n_special"], "n_dropped_rows": 0},
             "settings": PLAIN,
             "meta": {
-                "schema_version": 1, "model": "tiny-hass" if draft else "tiny", "method": None,
+                "schema_version": 2, "model": "tiny-hass" if draft else "tiny", "method": None,
                 "draft": "draft" if draft else None, "question_file": "questions.jsonl", "feature_dim": d,
                 "feature_dtype": "float32", "world_size": 1, "questions": questions, "timed": False,
                 "versions": {"torch": torch.__version__}, **meta,

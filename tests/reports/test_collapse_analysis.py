@@ -61,7 +61,7 @@ def test_the_family_stands_beside_them(metrics) -> None:
     assert found["spectra"]["states"]["rejected"] == metrics["states"]["rejected"]
     assert found["spectra"]["states"]["baseline"] is None
     assert found["diagnostics"]["n_special"] == metrics["counts"]["n_special"] > 0
-    assert found["meta"]["config"] == metrics["settings"] and found["meta"]["schema_version"] == 1
+    assert found["meta"]["config"] == metrics["settings"] and found["meta"]["schema_version"] == 2
 
 
 def test_what_is_switched_off_is_null_and_its_keys_are_there(metrics) -> None:

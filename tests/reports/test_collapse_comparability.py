@@ -6,12 +6,21 @@ from pathlib import Path
 import pytest
 
 from lit_hass.reports import CollapseAnalyzer
-from lit_hass.reports.collapse_comparability import CHUNKS, CKA, CLASSES, NORMALISED, SPECTRA, TOKENS, comparability
+from lit_hass.reports.collapse_comparability import (
+    CHUNKS,
+    CKA,
+    CLASSES,
+    EQUAL_ROWS,
+    NORMALISED,
+    SPECTRA,
+    TOKENS,
+    comparability,
+)
 from lit_hass.reports.collapse_rows import NOT_COMPARABLE, collapse_rows
 from lit_hass.reports.collapse_run import CollapseSubject
 from tests.reports.collapse_data import metrics_dict
 
-ALL = (SPECTRA, NORMALISED, CLASSES, TOKENS, CHUNKS, CKA)
+ALL = (SPECTRA, NORMALISED, EQUAL_ROWS, CLASSES, TOKENS, CHUNKS, CKA)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +55,14 @@ def test_a_run_is_comparable_to_itself(metrics) -> None:
 @pytest.mark.parametrize(
     ("group", "key", "value", "barred", "careful"),
     [
-        ("settings", "svd_variant", "b", {SPECTRA, NORMALISED, TOKENS, CHUNKS}, set()),
+        ("settings", "svd_variant", "b", {SPECTRA, NORMALISED, EQUAL_ROWS, TOKENS, CHUNKS}, set()),
         ("settings", "gnc2_reduction", "std", {CLASSES}, set()),
         ("settings", "chunks", 4, {CHUNKS}, set()),
         ("settings", "layer", 2, set(ALL), set()),
         ("settings", "min_samples_per_token", 5, set(), {CLASSES, TOKENS}),
-        ("settings", "special_tokens", "eos_pad", set(), {SPECTRA, NORMALISED, CLASSES, TOKENS, CKA}),
+        ("settings", "special_tokens", "eos_pad", set(), {SPECTRA, NORMALISED, EQUAL_ROWS, CLASSES, TOKENS, CKA}),
         ("settings", "max_buffer_size", 7, set(), set()),
-        ("meta", "feature_dim", 48, {SPECTRA, TOKENS, CHUNKS}, {NORMALISED, CLASSES, CKA}),
+        ("meta", "feature_dim", 48, {SPECTRA, TOKENS, CHUNKS}, {NORMALISED, EQUAL_ROWS, CLASSES, CKA}),
         ("meta", "feature_dtype", "bfloat16", set(), set(ALL)),
         ("meta", "question_file", "other.jsonl", set(), set(ALL)),
         ("meta", "model", "llama", set(), set(ALL)),
@@ -103,6 +112,23 @@ def test_files_of_the_original_scripts_are_compared_with_care(metrics) -> None:
     plain = {key: metrics[key] for key in ("total_tokens", "token_metrics", "overall_metrics", "chunk_metrics")}
     found = judged(plain, plain)
     assert found[SPECTRA].level == "with care" and "not recorded" in str(found[SPECTRA])
+
+
+def test_tokens_of_samples_of_other_sizes_are_not_compared(metrics) -> None:
+    small, large = copy.deepcopy(metrics), copy.deepcopy(metrics)
+    small["counts"]["n_kept_cap"], large["counts"]["n_kept_cap"] = 2, 256
+    assert levels(small, large)[TOKENS] == "comparable"  # all rows fit
+    token = max(small["token_metrics"].values(), key=lambda each: each["num_samples"])
+    token["sampled"] = 2
+    assert "at most 2 and at most 256 rows" in str(judged(small, large)[TOKENS])
+    assert levels(small, large)[TOKENS] == "not comparable" and levels(small, large)[CLASSES] == "comparable"
+    small["counts"]["n_kept_cap"], small["counts"]["classes_left_out"] = 256, 7
+    assert "7 and 0 token classes are left out" in str(judged(small, large)[TOKENS])
+
+
+def test_equal_rows_that_one_run_does_not_have(metrics) -> None:
+    older = {key: value for key, value in metrics.items() if key != "equal_rows"}
+    assert levels(metrics, older)[EQUAL_ROWS] == "not comparable" and EQUAL_ROWS not in levels(older, older)
 
 
 def test_no_difference_is_shown_of_what_is_not_comparable(metrics) -> None:

@@ -61,6 +61,7 @@ def nothing_measured(metrics):
     """The same run with every family switched off or undefined."""
     empty = copy.deepcopy(metrics)
     empty |= {"token_metrics": None, "family": None, "states": None, "spectra": None, "chunk_metrics": None}
+    empty |= {"equal_rows": None, "spectra_sums": None}
     empty |= {"overall_metrics": None, "chunks": [], "total_tokens": 0}
     return empty
 
@@ -89,6 +90,100 @@ def test_both_methods_stand_side_by_side(pair) -> None:
     assert "| GNC2 (mean) | " + value in markdown and "* similarity of draft and base (CKA): not comparable" in markdown
     table = markdown.split("\n\n")[0].splitlines()
     assert len({line.count("|") for line in table}) == 1 and len(table) == 2 + len(collapse_rows(pair, statements))
+
+
+def test_states_are_shown_by_as_many_rows_of_each(pair) -> None:
+    statements = comparability(*pair)
+    rows = {row.label: row for row in collapse_rows(pair, statements)}
+    found = [subject.metrics["equal_rows"] for subject in pair]
+    common = min(int(0.8 * state["rows"]) for subject in pair for state in subject.metrics["states"].values())
+    size = max(each for each in (16, 24, 32, 48, 64, 96, 128, 256) if each <= common)
+    for state, streams in (("rejected", found[1:]), ("prompt", found), ("baseline", found[:1])):
+        shown = [cell for cell in rows[f"{state}, normalised, {size} rows"].cells if cell != "–"]
+        for cell, streams_of in zip(shown, streams, strict=True):
+            each = streams_of[state][str(size)]
+            middle, reach = cell.split(" ±")
+            assert middle == figure(each["normalized_entropy"])
+            ends = [abs(each[f"normalized_{end}"] - each["normalized_entropy"]) for end in ("low", "high")]
+            assert float(reach) == pytest.approx(max(ends), abs=6e-5)
+    assert rows[f"prompt, normalised, {size} rows"].difference == "0"
+    assert f"answer, normalised, {size} rows" in rows  # accepted and bonus together
+    alone = {row.label for row in collapse_rows(pair[:1], [])}
+    assert not any(label.startswith("answer, normalised") for label in alone)  # which would be the baseline again
+    text = " ".join(printed(pair, statements).split())
+    assert "by which states are comparable (over all their rows they are not" in text
+    axis = scopes_figure(pair).axes[0]
+    assert f"of {size} rows each" in axis.get_title(loc="left")
+    assert axis.patches[0].get_height() == pytest.approx(found[0]["prompt"][str(size)]["normalized_entropy"])
+
+
+def test_a_sample_is_said_and_shown_by_its_rows(pair, tmp_path: Path) -> None:
+    metrics = copy.deepcopy(pair[1].metrics)
+    token = max(metrics["token_metrics"], key=lambda key: metrics["token_metrics"][key]["num_samples"])
+    metrics["token_metrics"][token] |= {"sampled": 2, "normalized_entropy": 0.0, "svd_entropy": 0.0}
+    metrics["counts"] |= {"n_kept_cap": 2, "classes_left_out": 3}
+    metrics["settings"] = {**metrics["settings"], "max_tokens_to_analyze": metrics["counts"]["classes_eligible"]}
+    (subject,) = read_runs([write_collapse_run(tmp_path / "run", metrics)])[0].subjects
+    text = " ".join(printed([subject]).split())
+    assert "entropies of 1 tokens, and NC4, are those of a sample of their rows, at most 2 of a token" in text
+    assert f"3 of {metrics['counts']['classes_eligible']} token classes are left out" in text
+    assert "most frequent tokens (max_tokens_to_analyze)" in text
+    assert extreme_tokens(subject)[0][2] == f"2 of {metrics['token_metrics'][token]['num_samples']}"
+    points = tokens_figure([subject]).axes[1].collections[0].get_offsets()
+    assert points[:, 0].max() < metrics["token_metrics"][token]["num_samples"]  # it lies under the bound of 2 rows
+
+
+def test_shares_of_a_spectrum_are_of_its_whole_sum(pair, tmp_path: Path) -> None:
+    metrics = copy.deepcopy(pair[1].metrics)
+    whole = metrics["spectra"]["overall"]
+    metrics["spectra"]["overall"] = whole[:10]  # as of wide features: only the largest are listed
+    (subject,) = read_runs([write_collapse_run(tmp_path / "run", metrics)])[0].subjects
+    line = spectrum_figure([subject]).axes[0].get_lines()[0]
+    assert line.get_ydata() == pytest.approx(np.array(whole[:10]) / sum(whole))
+
+
+def earlier(metrics, variant: str = "a"):
+    """The same as the first version wrote it."""
+    old = copy.deepcopy(metrics)
+    old["meta"]["schema_version"] = 1
+    old["settings"] = {**old["settings"], "svd_variant": variant}
+    del old["equal_rows"], old["spectra_sums"]
+    for values in (*old["family"].values(), *old["undefined"].values()):
+        for name in list(values):
+            if name.startswith(("rank/raw/", "rank/centred/")):
+                values["rank/" + name.rsplit("/")[-1]] = values.pop(name)
+    return old
+
+
+def test_files_of_an_earlier_version_are_read_by_their_names(pair, tmp_path: Path) -> None:
+    old = earlier(pair[1].metrics)
+    assert "rank/effective_rank" in old["family"]["overall"]
+    (subject,) = read_runs([write_collapse_run(tmp_path / "run", old)])[0].subjects
+    for name in ("raw/effective_rank", "raw/rankme", "centred/stable_rank", "centred/alpha_req", "lidar"):
+        assert subject.value(f"rank/{name}") == pair[1].value(f"rank/{name}") is not None
+    rows = {row.label: row for row in collapse_rows([pair[1], subject], comparability(pair[1], subject))}
+    assert rows["effective rank"].difference == "0" and rows["SVD entropy per token"].difference == "0"
+    assert to_png(spectrum_figure([subject])) and runs_to_html(read_runs([tmp_path / "run"]))
+
+
+def test_numbers_that_an_earlier_version_got_wrong_are_not_shown(pair, tmp_path: Path) -> None:
+    old = earlier(pair[1].metrics, "b")
+    (subject,) = read_runs([write_collapse_run(tmp_path / "centred", old)])[0].subjects
+    assert subject.value("svd_entropy/normalized") is None and subject.value("svd_entropy/overall") is not None
+    assert "cannot reach" in (subject.reason("svd_entropy/normalized") or "")
+    assert {each["normalized_entropy"] for each in subject.metrics["states"].values()} == {None}
+    assert subject.analysis["chunk_analysis"]["normalized_entropies"] == [None] * 5
+    assert extreme_tokens(subject) == [] and printed([subject])
+    old = earlier(pair[1].metrics)
+    for token in old["token_metrics"].values():
+        token |= {"svd_entropy": 0.0, "sampled": 1, "normalized_entropy": None}
+    old["states"]["bonus"] = {"rows": 1, "svd_entropy": 0.0, "normalized_entropy": None}
+    (subject,) = read_runs([write_collapse_run(tmp_path / "sample", old)])[0].subjects
+    assert subject.analysis["summary"]["avg_svd_entropy"] is None
+    why = subject.reason("svd_entropy/token_mean") or ""
+    assert subject.value("svd_entropy/token_mean") is None and "one row" in why
+    assert subject.metrics["states"]["bonus"]["svd_entropy"] is None
+    assert subject.value("gnc2/mean") == pair[1].value("gnc2/mean")
 
 
 def test_what_is_undefined_is_a_dash_with_its_reason(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
     from lit_hass.metrics.functional.decline import decline_pattern
+    from lit_hass.metrics.functional.equal_rows import EQUAL_ROWS, DrawnEntropy, drawn_entropies
     from lit_hass.metrics.functional.group_entropies import (
         ChunkEntropies,
         GroupedEntropy,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ChunkEntropies": "lit_hass.metrics.functional.group_entropies",
+    "DrawnEntropy": "lit_hass.metrics.functional.equal_rows",
+    "EQUAL_ROWS": "lit_hass.metrics.functional.equal_rows",
     "GroupedEntropy": "lit_hass.metrics.functional.group_entropies",
     "Moments": "lit_hass.metrics.functional.moments",
     "NC4_COLUMNS": "lit_hass.metrics.functional.classifier_agreement",
@@ -58,6 +61,7 @@ _HOMES = {
     "chunk_entropies": "lit_hass.metrics.functional.group_entropies",
     "debiased_cka": "lit_hass.metrics.functional.similarity",
     "decline_pattern": "lit_hass.metrics.functional.decline",
+    "drawn_entropies": "lit_hass.metrics.functional.equal_rows",
     "duality_distances": "lit_hass.metrics.functional.neural_collapse",
     "etf_error": "lit_hass.metrics.functional.neural_collapse",
     "gnc2": "lit_hass.metrics.functional.neural_collapse",
@@ -84,6 +88,8 @@ _HOMES = {
 
 __all__ = (
     "ChunkEntropies",
+    "DrawnEntropy",
+    "EQUAL_ROWS",
     "GroupedEntropy",
     "Moments",
     "NC4_COLUMNS",
@@ -93,6 +99,7 @@ __all__ = (
     "chunk_entropies",
     "debiased_cka",
     "decline_pattern",
+    "drawn_entropies",
     "duality_distances",
     "etf_error",
     "gnc2",

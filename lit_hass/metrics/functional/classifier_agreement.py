@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_hass.metrics.functional.pair_statistics import ROUNDING
 from lit_hass.numerics import plain_numbers
 
 # Scores held at a time: 256 MiB of float64.
@@ -23,8 +24,9 @@ def nc4_counts(
 ) -> Tensor:
     """Count per class how often the linear classifier and the nearest class mean agree, and how often each is right.
 
-    The linear classifier takes the largest w.h, the other one the smallest norm(h - mean) of all given classes; the
-    lowest id wins a tie.
+    The linear classifier takes the largest w.h, the other one the smallest norm(h - mean) of all given classes. The
+    lowest id wins a tie, and scores that differ by less than the rounding of sums and means can make (1e-12 of the
+    vectors) are a tie: means of the same rows, added up in another order, would win and lose by chance.
 
     Args:
         features: ``[N, d]`` floating; rows of other classes are passed over.
@@ -44,6 +46,8 @@ def nc4_counts(
     centred = class_means - centre
     half_lengths = centred.square().sum(1) / 2
     linear = None if classifier is None else classifier.to(torch.float64)
+    # A mean is as far off as the rounding of its sum, a part of its length before the centre was taken away.
+    longest, error = _longest(centred), ROUNDING * _longest(class_means)
     width = max(len(class_ids), 0 if vocabulary is None else len(vocabulary))
     block = max(1, _SCORE_NUMBERS // width)
     with plain_numbers():
@@ -53,12 +57,15 @@ def nc4_counts(
             member = class_ids[place] == ids
             place, rows = place[member], features[start : start + block].to(class_means)[member]
             # Less the centre on both sides: distances of rows far from the origin would lose their digits.
-            nearest = ((rows - centre) @ centred.T - half_lengths).argmax(1)
+            offsets = rows - centre
+            lengths, reach = torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(offsets, dim=1)
+            rounding = (reach + longest) * (error + ROUNDING * lengths)
+            nearest = _first_largest(offsets @ centred.T - half_lengths, rounding)[0]
             hits = torch.zeros(len(place), len(NC4_COLUMNS), dtype=torch.int64, device=counts.device)
             hits[:, 0] = 1
             hits[:, 3] = nearest == place
             if linear is not None:
-                chosen = (rows @ linear.T).argmax(1)
+                chosen = _first_largest(rows @ linear.T, ROUNDING * lengths * _longest(linear))[0]
                 hits[:, 1], hits[:, 4] = chosen == nearest, chosen == place
             if vocabulary is not None:
                 token = _argmax_by_parts(rows, vocabulary)
@@ -67,12 +74,31 @@ def nc4_counts(
     return counts
 
 
+def _longest(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=1).max()
+
+
+def _first_largest(scores: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first place whose score is the largest up to rounding, and that score.
+
+    Args:
+        scores: ``[n, k]``.
+        rounding: ``[n]``, differences that mean nothing.
+    """
+    place = (scores >= scores.amax(1, keepdim=True) - rounding[:, None]).to(torch.uint8).argmax(1)
+    return place, scores.gather(1, place[:, None])[:, 0]
+
+
 def _argmax_by_parts(rows: Tensor, vocabulary: Tensor, part: int = 16384) -> Tensor:
-    """Return the index of the largest product; the float64 copy of the vocabulary exists in parts only."""
+    """Return the first index of the largest product; the float64 copy of the vocabulary exists in parts only."""
+    lengths, longest = torch.linalg.vector_norm(rows, dim=1), rows.new_zeros(())
     best = rows.new_full((len(rows),), -torch.inf)
     index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     for start in range(0, len(vocabulary), part):
-        values, places = (rows @ vocabulary[start : start + part].to(rows).T).max(1)
-        better = values > best
+        weights = vocabulary[start : start + part].to(rows)
+        longest = torch.maximum(longest, _longest(weights))
+        rounding = ROUNDING * lengths * longest
+        places, values = _first_largest(rows @ weights.T, rounding)
+        better = values > best + rounding
         best, index = torch.where(better, values, best), torch.where(better, places + start, index)
     return index

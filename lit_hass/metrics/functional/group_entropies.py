@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_hass.errors import UserError
 from lit_hass.metrics.functional.decline import decline_pattern
-from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, check_entropy_settings, distribution, entropy
+from lit_hass.metrics.functional.spectrum import ENTROPY_EPS, Base, bounded_entropy, check_entropy_settings
 
 ChunkRule = Literal["array_split", "floor_last_rest"]
 
@@ -36,8 +36,9 @@ class GroupedEntropy:
     Attributes:
         ids: ``[C]`` int64, the groups that have at least ``min_samples`` rows, ascending.
         counts: ``[C]`` int64, their rows.
-        entropies: ``[C]`` float64; NaN where undefined (all rows zero; centred and all rows equal).
-        normalized: ``[C]`` float64, over the logarithm of min(n, d); NaN where that is 0.
+        entropies: ``[C]`` float64; NaN where undefined (one row; all rows zero; centred and all rows equal).
+        normalized: ``[C]`` float64, over the logarithm of min(n, d), or min(n - 1, d) of centred rows; NaN where that
+            is 0.
     """
 
     ids: Tensor
@@ -104,13 +105,13 @@ def grouped_entropy(
     eligible = counts >= max(1, min_samples)
     found, counts, starts = found[eligible], counts[eligible], starts[eligible]
     entropies = torch.full(counts.shape, math.nan, dtype=torch.float64, device=features.device)
+    normalized = entropies.clone()
     d = features.shape[1]
     for members, size in _buckets(counts, d):
         values = _eigenvalues(features, order, starts[members], counts[members], size, center)
-        entropies[members] = entropy(distribution(values, power), base, eps)
-    bound = counts.clamp(max=d).to(torch.float64).log()
-    bound = torch.where(bound > 0, bound, math.nan) / (1.0 if base == "e" else math.log(2))
-    return GroupedEntropy(found, counts, entropies, entropies / bound)
+        found_here = bounded_entropy(values, counts[members], d, power, center, base, eps)
+        entropies[members], normalized[members] = found_here
+    return GroupedEntropy(found, counts, entropies, normalized)
 
 
 def _buckets(counts: Tensor, d: int) -> Iterator[tuple[Tensor, int]]:
@@ -146,13 +147,26 @@ def _eigenvalues(features: Tensor, order: Tensor, starts: Tensor, counts: Tensor
     if center:
         x = torch.where(inside[:, :, None], x - x.sum(1, keepdim=True) / counts[:, None, None], 0.0)
     gram = _lower_gram(x if size <= d else x.transpose(1, 2))
+    return small_gram_eigenvalues(gram, counts, d, center, raw)
+
+
+def small_gram_eigenvalues(gram: Tensor, counts: Tensor, d: int, center: bool, sizes: Tensor | None = None) -> Tensor:
+    """Return the eigenvalues of Gram matrices of few rows, largest first, without the noise of those that are zero.
+
+    Args:
+        gram: ``[b, k, k]`` float64, of which the lower triangle is read.
+        counts: ``[b]`` int64, the rows behind each.
+        d: the numbers of a row.
+        center: whether the rows were centred.
+        sizes: ``[b]``, sums of squares of the rows before that; without spread beside these all are NaN.
+    """
     values = torch.linalg.eigvalsh(gram, UPLO="L").flip(1).clamp_(min=0)
     rank = counts.clamp(max=d) if not center else (counts - 1).clamp(max=d)
     noise = counts.clamp(max=d)[:, None] * _EPS64 * values[:, :1]
     zero = (torch.arange(values.shape[1], device=rank.device) >= rank[:, None]) | (values <= noise)
     values = values.masked_fill(zero, 0.0)
-    if raw is not None:
-        flat = values[:, 0] <= (4 * counts.clamp(min=d) * _EPS64) ** 2 * raw
+    if center and sizes is not None:
+        flat = values[:, 0] <= (4 * counts.clamp(min=d) * _EPS64) ** 2 * sizes
         values = values.masked_fill(flat[:, None], math.nan)
     return values
 
@@ -175,7 +189,7 @@ class ChunkEntropies:
 
     Attributes:
         entropies: one per chunk, NaN where undefined; empty when the sequence has fewer rows than chunks.
-        normalized: over the logarithm of min(n, d).
+        normalized: over their bounds, as of :class:`GroupedEntropy`.
         first_minus_last: how far the entropy falls from the first chunk to the last; NaN without chunks.
         pattern: ``"strong_decline"`` above 0.5, ``"moderate_decline"`` above 0.1, ``"weak_decline"`` above 0.01, else
             ``"no_decline"``; ``"undefined"`` without a number.

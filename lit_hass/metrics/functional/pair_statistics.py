@@ -29,7 +29,7 @@ _REFINE_BELOW = 1e-3
 _FLOAT64_CLASSES = 2048
 # What is smaller than this share of the rows behind a mean is the rounding of their sum. (Features in float32 that
 # differ at all differ by more, unless a class has a hundred thousand equal rows and one that differs in its last bit.)
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 # Numbers held at a time while distances are computed again: 32 MiB.
 _REFINE_NUMBERS = 2**22
 
@@ -123,7 +123,7 @@ def cdnv_statistics(
         return (variances[i, None] + variances[None, j]).mul_(0.5).div_(squared.pow_(exponent))
 
     sizes = class_means.to(torch.float64).square().sum(1) + class_variances.to(centred)
-    moments, count = _distance_moments(centred, value, 0.0, _ROUNDING**2 * sizes, "skip", tile, tile_dtype)
+    moments, count = _distance_moments(centred, value, 0.0, ROUNDING**2 * sizes, "skip", tile, tile_dtype)
     return PairStatistics(moments, count)
 
 
@@ -181,7 +181,7 @@ def centre(class_means: Tensor, global_mean: Tensor | None = None, class_varianc
     size = means.square().sum(1).max()
     if class_variances is not None:
         size = size + class_variances.to(means)
-    return centred.masked_fill((centred.square().sum(1) <= _ROUNDING**2 * size)[:, None], 0.0)
+    return centred.masked_fill((centred.square().sum(1) <= ROUNDING**2 * size)[:, None], 0.0)
 
 
 def _dtype_for(classes: int) -> torch.dtype:

@@ -101,6 +101,51 @@ def entropy(shares: Tensor, base: Base = "e", eps: float = 0.0) -> Tensor:
     return torch.where(nats <= 0, 0.0, nats).div(_unit(base))
 
 
+def entropy_bound(rows: int | Tensor, features: int, center: bool = False, base: Base = "e") -> Tensor:
+    """Return the largest entropy that so many rows can have: log min(n, d), or log min(n - 1, d) of centred rows.
+
+    Args:
+        rows: n, one number or a tensor of them.
+        features: d.
+        center: whether the rows were centred: they add up to zero, so that one direction fewer is free.
+        base: ``"e"`` for nats, 2 for bits.
+
+    Returns:
+        float64, in the shape of ``rows``; NaN where it would be 0, for there is nothing to be a part of.
+    """
+    rank = (torch.as_tensor(rows) - int(center)).clamp(max=features).to(torch.float64)
+    return torch.where(rank > 1, rank, math.nan).log() / _unit(base)
+
+
+def bounded_entropy(
+    eigenvalues: Tensor,
+    rows: int | Tensor,
+    features: int,
+    power: int = 1,
+    center: bool = False,
+    base: Base = "e",
+    eps: float = ENTROPY_EPS,
+) -> tuple[Tensor, Tensor]:
+    """Return the entropy of spectra and the same over its bound (see :func:`entropy_bound`).
+
+    Args:
+        eigenvalues: ``[..., r]`` squared singular values.
+        rows: how many rows are behind each of them, ``[...]``. The entropy of fewer than two is undefined: it would be
+            0 whatever they are.
+        features: d.
+        power: see :func:`spectral_entropy`, as the three after it.
+        center: likewise; the eigenvalues are those of centred rows already.
+        base: likewise.
+        eps: likewise.
+
+    Returns:
+        Two float64 tensors ``[...]``, NaN where undefined.
+    """
+    counts = torch.as_tensor(rows, device=eigenvalues.device)
+    value = entropy(distribution(eigenvalues, power), base, eps).masked_fill(counts < 2, math.nan)
+    return value, value / entropy_bound(counts, features, center, base)
+
+
 def spectral_entropy(
     features: Tensor, power: int = 1, center: bool = False, base: Base = "e", eps: float = ENTROPY_EPS
 ) -> Tensor:
@@ -117,7 +162,7 @@ def spectral_entropy(
         eps: added inside the logarithm; it lowers the entropy by about rank * eps.
 
     Returns:
-        A float64 scalar; NaN without rows, with all rows zero, or centred and all rows equal.
+        A float64 scalar; NaN with fewer than two rows, with all rows zero, or centred and all rows equal.
 
     Raises:
         UserError: a setting that does not exist.
@@ -131,18 +176,16 @@ def spectral_entropy(
     """
     check_entropy_settings(power, base)
     values = matrix_eigenvalues(features, center)
-    if values.numel() == 0:
-        return values.new_full((), math.nan)
-    return entropy(distribution(values, power), base, eps)
+    return bounded_entropy(values, features.shape[0], features.shape[1], power, center, base, eps)[0]
 
 
-def spectrum_summary(eigenvalues: Tensor, rows: int) -> dict[str, float]:
+def spectrum_summary(eigenvalues: Tensor, rows: int, center: bool = False) -> dict[str, float]:
     """Describe a spectrum by every measure of this file.
 
     With s^2 the eigenvalues, p1 = s / sum s and p2 = s^2 / sum s^2:
 
     * ``entropy_sigma``, ``entropy_sigma2``: -sum p ln p in nats (eps-free), of p1 and p2.
-    * ``normalized_sigma``, ``normalized_sigma2``: over ln min(n, d).
+    * ``normalized_sigma``, ``normalized_sigma2``: over their bound, see :func:`entropy_bound`.
     * ``effective_rank``: exp of ``entropy_sigma`` (Roy and Vetterli 2007); ``effective_dimensions``: of
       ``entropy_sigma2``.
     * ``rankme``: exp(-sum q ln q), q = p1 + 1e-7 (Garrido et al. 2023).
@@ -157,17 +200,20 @@ def spectrum_summary(eigenvalues: Tensor, rows: int) -> dict[str, float]:
     Args:
         eigenvalues: ``[r]`` float64, largest first, as :func:`gram_eigenvalues` returns them.
         rows: n.
+        center: whether they are those of centred rows.
 
     Returns:
-        Plain floats; NaN where undefined (no rows, or all zero).
+        Plain floats; NaN where undefined (fewer than two rows, or all zero).
     """
     d = eigenvalues.numel()
+    rank = int((eigenvalues.sqrt() > max(rows, d) * _EPS64 * eigenvalues[0].sqrt()).sum()) if d else 0
+    if rows < 2:  # whatever the row is, these would be 0 and 1
+        eigenvalues = torch.full_like(eigenvalues, math.nan)
     p1, p2 = distribution(eigenvalues, 1), distribution(eigenvalues, 2)
     sigma, sigma2 = float(entropy(p1)), float(entropy(p2))
     if rows == 0 or d == 0 or not eigenvalues[0] > 0:
         sigma = sigma2 = math.nan
-    bound = math.log(min(rows, d)) if min(rows, d) > 1 else math.nan
-    rank = int((eigenvalues.sqrt() > max(rows, d) * _EPS64 * eigenvalues[0].sqrt()).sum()) if d else 0
+    bound = float(entropy_bound(rows, d, center))
     top = float(p2[0]) if d else math.nan
     participation = float(1 / p2.square().sum())
     return {
