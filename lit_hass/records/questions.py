@@ -141,6 +141,27 @@ def select_questions(questions: Sequence[Question], begin: int | None = None, en
     return list(questions[start:stop])
 
 
+def draw(keys: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Draw at random by a hash of the key: the draws of one seed lie in each other, whatever else a file holds.
+
+    Args:
+        keys: What tells the rows apart.
+        limit: How many to draw; None, or as many as there are, takes all.
+        seed: Of the draw.
+
+    Returns:
+        Positions, ascending.
+    """
+    if limit is None or limit >= len(keys):
+        return list(range(len(keys)))
+    return sorted(sorted(range(len(keys)), key=lambda i: key_hash(f"limit {seed}", keys[i]))[:limit])
+
+
+def key_hash(purpose: str, key: str) -> int:
+    """A number below 2^64 by which rows are shared out or drawn, another for each purpose."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:8], "big")
+
+
 def questions_digest(questions: Sequence[Question]) -> str:
     """Hash what the questions say, in order, for the resume key; formatting and foreign keys do not count.
 
