@@ -17,7 +17,7 @@ from lit_hass.errors import UserError
 from lit_hass.metrics.functional.token_lengths import LengthHistogram
 from lit_hass.pretrained import questions_file
 from lit_hass.records import QuestionId, read_objects, read_questions
-from lit_hass.records.json_lines import parse_object, read_bytes, split_lines
+from lit_hass.records.json_lines import kind_of_file, read_bytes, read_rows, split_lines
 from lit_hass.records.questions import draw
 
 #: Ends a block in the original scripts' text format.
@@ -162,13 +162,15 @@ def _kind_of(name: str) -> tuple[str, Path]:
     if name == SHIPPED:
         return "commonsense_qa", commonsense_qa_file(name)
     path = questions_file(name)
-    first = next((line for _, line in split_lines(read_bytes(path, "question file"))), b"")
-    if not first.lstrip().startswith(b"{"):
-        return ("questions" if path.suffix == ".jsonl" else "text"), path
-    try:
-        keys = set(parse_object(first))
-    except ValueError:
-        keys = set()  # the reader says what is wrong with the line
+    if kind_of_file(path) in (".csv", ".tsv"):
+        raise UserError(f"{path}: a table with separators, which would be measured as prose; convert it to .jsonl")
+    if kind_of_file(path) not in (".jsonl", ".json", ".parquet"):
+        first = next((line for _, line in split_lines(read_bytes(path, "question file"))), b"")
+        if not first.lstrip().startswith(b"{"):
+            return "text", path
+    row = next((row for _, row in read_rows(path, "question file")), {})
+    # Of a row that is none the reader says what is wrong with it.
+    keys = set() if isinstance(row, ValueError) else set(row)
     if "answerKey" in keys or "question" in keys:
         return "commonsense_qa", path
     return ("completions" if {"prompt", "completion"} <= keys else "questions"), path
