@@ -37,8 +37,8 @@ class WordPieceTokenizer:
     For models, which want padding and tensors, there is `to_hf`.
 
     Args:
-        vocab: path of a ``vocab.txt`` (read as by ``BertTokenizerFast``, see `read_vocabulary`), the pieces in id order,
-            or piece -> id (all ids from 0).
+        vocab: path of a ``vocab.txt`` (read as ``BertTokenizerFast`` reads it, see `read_vocabulary`), the pieces in id
+            order, or piece -> id (all ids from 0).
         lowercase: make text lower-case. For cased vocabularies, and for Korean, say False.
         strip_accents: take accents off; None does it where ``lowercase`` is true, as BERT. It also takes Hangul
             syllables apart, so for Korean say False.
