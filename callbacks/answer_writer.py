@@ -148,7 +148,7 @@ def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
         log.error("question %r failed (%s): %s", question.question_id, model_id, outcome.error)
         return failed_answer(question.question_id, outcome.error)
     choices = [
-        ChoiceRecord.from_turns(index, [_turn(turn, i, question.reference) for i, turn in enumerate(turns)])
+        ChoiceRecord.from_turns(index, [_turn(turn, question.accepts(i)) for i, turn in enumerate(turns)])
         for index, turns in enumerate(outcome.choices)
     ]
     return AnswerRecord(
@@ -160,7 +160,7 @@ def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
     ).to_dict()
 
 
-def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord:
+def _turn(turn: TurnOutcome, accepted: Sequence[str]) -> TurnRecord:
     generation = turn.generation
     return TurnRecord(
         text=turn.text,
@@ -176,7 +176,7 @@ def _turn(turn: TurnOutcome, index: int, reference: Sequence[str]) -> TurnRecord
         prompt_digest=turn.prompt_digest,
         batch_rows=turn.batch_rows,
         time_share=turn.time_share,
-        exact_match=turn.matches(reference[index]) if index < len(reference) else None,
+        exact_match=any(map(turn.matches, accepted)) if accepted else None,
         wall_times=turn.wall_times,
         divergence_gap=turn.divergence_gap,
     )

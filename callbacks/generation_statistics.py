@@ -175,9 +175,9 @@ def _sample(outcome: QuestionOutcome) -> str:
     parts = []
     for i, turn in enumerate(outcome.choices[0]):
         parts += [f"**question**\n\n{_fenced(question.turns[i])}", f"**answer**\n\n{_fenced(turn.raw_text)}"]
-        if i < len(question.reference):
-            verdict = "matches" if turn.matches(question.reference[i]) else "differs from"
-            parts.append(f"{verdict} the reference\n\n{_fenced(question.reference[i])}")
+        if accepted := question.accepts(i):
+            verdict = "matches" if any(map(turn.matches, accepted)) else "differs from"
+            parts.append(f"{verdict} the reference\n\n" + "\n\nor\n\n".join(map(_fenced, accepted)))
     return "\n\n".join(parts)
 
 

@@ -22,6 +22,7 @@ from lit_hass.data.prompt_batches import PromptBatch, PromptRow, left_padded, lo
 from lit_hass.errors import UserError
 from lit_hass.models import context_of_run, load_tokenizer, model_digest
 from lit_hass.records import prompts_digest
+from lit_hass.records.questions import draw, key_hash
 
 log = logging.getLogger(__name__)
 
@@ -156,12 +157,11 @@ class CommonsenseQADataModule(LightningDataModule):
         if self.part != "all":
             wanted = self.part == "validation"
             share = self.validation_share * _HASHES
-            questions = [q for q in questions if (_hash("part", q.id) < share) == wanted]
-        if self.limit is not None and self.limit < len(questions):
-            drawn = sorted(questions, key=lambda q: _hash(f"limit {self.seed}", q.id))[: self.limit]
-            chosen = {question.id for question in drawn}
-            log.info("asking %d of %d questions (data.limit)", self.limit, len(questions))
-            questions = [question for question in questions if question.id in chosen]
+            questions = [q for q in questions if (key_hash("part", q.id) < share) == wanted]
+        chosen = draw([question.id for question in questions], self.limit, self.seed)
+        if len(chosen) < len(questions):
+            log.info("asking %d of %d questions (data.limit)", len(chosen), len(questions))
+            questions = [questions[i] for i in chosen]
         if self.only is not None:
             questions = [question for question in questions if question.id in self.only]
         if not questions:
@@ -247,10 +247,6 @@ class CommonsenseQADataModule(LightningDataModule):
             "prompts": prompts_digest(row.ids for row in self.rows),
             "tokenizer": None if self.tokenizer_name is None else model_digest(self.tokenizer_name),
         }
-
-
-def _hash(purpose: str, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:8], "big")
 
 
 def _pad_id(tokenizer: Any, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Questions in CommonsenseQA's schema (Talmor et al. 2019), read strictly. Standard library only."""
+"""Questions in CommonsenseQA's schema (Talmor et al. 2019), or in that of its set on the hub, read strictly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_hass.data.commonsense_qa_answers import labels_in
 from lit_hass.errors import UserError
-from lit_hass.records.json_lines import parse_object, read_bytes, split_lines
+from lit_hass.records.json_lines import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -60,20 +61,27 @@ def commonsense_qa_file(path_or_name: str | os.PathLike[str], kind: str = "quest
     path = Path(path_or_name).expanduser()
     if not path.exists():
         what = kind.replace("_", "-") + " file"
-        raise UserError(f"{path_or_name}: no such {what}; {SHIPPED} names the one that comes with the package")
+        raise UserError(
+            f"{path_or_name}: no such {what}; {SHIPPED} names the one that comes with the package, and of a set of the hub "
+            "one of its files is given"
+        )
     return path
 
 
 def read_commonsense_qa(
     path: str | os.PathLike[str], on_bad: Literal["raise", "skip"] = "raise"
 ) -> list[MultipleChoiceQuestion]:
-    """Read a file of CommonsenseQA's schema, one JSON object a line.
+    """Read a file of CommonsenseQA's schema.
 
-    ``{"id", "answerKey", "question": {"question_concept", "stem", "choices": [{"label", "text"} x 5]}}``. Blank lines,
-    a byte order mark and keys of other tools are passed over. Choices are put into the order of their labels.
+    ``{"id", "answerKey", "question": {"question_concept", "stem", "choices": [{"label", "text"} x 5]}}``, or as the
+    hub has it, ``{"id", "answerKey", "question", "question_concept", "choices": {"label": [x 5], "text": [x 5]}}``.
+    Blank lines, a byte order mark and keys of other tools are passed over. Choices are put into the order of their
+    labels. A choice that holds another one's label in parentheses, or a stem that ends in one, is refused: in an answer
+    and in a prompt it would be taken for the label and for the hint.
 
     Args:
-        path: the file, or ``commonsense_qa`` for the shipped one.
+        path: the file (one JSON object a line, an array of them, or a parquet table), or ``commonsense_qa`` for the
+            shipped one.
         on_bad: what to do with a line that cannot be used: stop, or leave it out and say how many were.
 
     Returns:
@@ -87,9 +95,11 @@ def read_commonsense_qa(
     questions: list[MultipleChoiceQuestion] = []
     seen: dict[str, int] = {}
     bad: list[str] = []
-    for number, line in split_lines(read_bytes(path, "question file")):
+    for number, row in read_rows(path, "question file"):
         try:
-            question = replace(_parse(parse_object(line)), line=number)
+            if isinstance(row, ValueError):
+                raise row
+            question = replace(_parse(_official(row)), line=number)
         except ValueError as error:
             if on_bad == "raise":
                 raise UserError(f"{path}:{number}: {error}") from error
@@ -125,21 +135,39 @@ def commonsense_qa_digest(questions: Sequence[MultipleChoiceQuestion]) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
+def _official(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the hub's layout in that of the official files; another as it is."""
+    stem, choices = row.get("question"), row.get("choices")
+    if not isinstance(stem, str) or not isinstance(choices, dict):
+        return row
+    labels, texts = choices.get("label"), choices.get("text")
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+        raise ValueError(f"choices must have as many labels as texts, found {_show(choices)}")
+    pairs = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
+    return row | {
+        "question": {"stem": stem, "question_concept": row.get("question_concept"), "choices": pairs},
+        "answerKey": row.get("answerKey") or None,
+    }
+
+
 def _parse(row: dict[str, Any]) -> MultipleChoiceQuestion:
     key = row.get("id")
     if isinstance(key, bool) or not isinstance(key, str | int) or not str(key).strip():
         raise ValueError(f"id must be a non-blank string, found {_show(key)}")
+    _check_pairs("id", str(key))
     if "question" not in row:
         raise ValueError("question is missing")
     question = row["question"]
     if not isinstance(question, dict):
         raise ValueError(f"question must be an object with stem and choices, found {_show(question)}")
     stem = _text("question.stem", question.get("stem"))
+    if labels_in(stem[-3:]):
+        raise ValueError(f"question.stem ends in {stem[-3:]}, which in a prompt would tell the answer; reword it")
     concept = question.get("question_concept")
     if concept is not None and not isinstance(concept, str):
         raise ValueError(f"question.question_concept must be a string, found {_show(concept)}")
     choices = _choices(question.get("choices"))
-    if "answerKey" not in row:
+    if row.get("answerKey") is None:
         raise ValueError("answerKey is missing (the official test split has none; take train or dev)")
     answer = row["answerKey"]
     if answer not in LABELS:
@@ -162,17 +190,27 @@ def _choices(value: object) -> tuple[str, ...]:
         texts[label] = _text(f"the text of choice {label}", choice["text"])
     if len(texts) != len(LABELS):
         raise ValueError(f"there must be {len(LABELS)} choices, found {len(texts)}")
+    for label, text in texts.items():
+        if set(labels_in(text)) - {label}:
+            raise ValueError(
+                f"the text of choice {label}, {_show(text)}, holds the label of another choice, which an answer that "
+                "repeats it would be read as; reword it"
+            )
     return tuple(texts[label] for label in LABELS)
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text that is not blank, found {_show(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} holds half of a surrogate pair (a broken \\uD8xx escape)")
-    if "\n" in value:
+    _check_pairs(name, value)
+    if "\n" in value.strip():
         raise ValueError(f"{name} holds a line break, which ends it in the prompt")
     return value.strip()
+
+
+def _check_pairs(name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} holds half of a surrogate pair (a broken \\uD8xx escape)")
 
 
 def _show(value: object) -> str:

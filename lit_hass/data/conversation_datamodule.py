@@ -21,6 +21,8 @@ from lit_hass.records import Question, read_questions
 
 log = logging.getLogger(__name__)
 
+#: Stands for an answer where it is looked for what a template writes around one.
+_MARK = "lit-hass"
 #: A conversation's ids, and which of them the assistant says.
 _Row = tuple[list[int], list[bool]]
 
@@ -29,9 +31,11 @@ class ConversationDataModule(LightningDataModule):
     """Questions with their references as answers, one conversation a line.
 
     The file has the questions' format: ``{"question_id": 1, "turns": ["..."], "reference": ["..."]}``, with one
-    reference per turn. Which tokens are the assistant's is found by rendering the conversation turn by turn; a chat
-    template whose beginnings do not stay as they are is refused. Whether a conversation is trained or validated on is
-    decided by a hash of its id, so more lines in a file move none from one side to the other.
+    reference per turn; or it is one of ShareGPT's, the hub's (``messages``) or Alpaca's, see `read_questions`. Which
+    tokens are the assistant's is found by rendering the conversation turn by turn. Where a chat template writes earlier
+    turns anew (those of thinking models take old thoughts out), only the last turn is trained on, as it is answered
+    then; how many conversations this concerns is said. Whether a conversation is trained or validated on is decided by
+    a hash of its id, so more lines in a file move none from one side to the other.
 
     Training draws each epoch in an order shuffled by (seed, epoch) and goes on at the step where a resumed run stopped.
 
@@ -43,6 +47,9 @@ class ConversationDataModule(LightningDataModule):
         max_length: longer conversations are cut to this many tokens.
         batch_size: conversations per batch.
         seed: of the order.
+
+    Attributes:
+        last_turn_only: how many conversations of several turns are trained or validated on in their last turn alone.
 
     Raises:
         UserError: the file cannot be used, a turn has no reference, the chat template cannot be used, no conversation
@@ -72,6 +79,7 @@ class ConversationDataModule(LightningDataModule):
         )  # fmt: skip
         self.tokenizer: Any = None
         self.validation_names = ["conversations"]
+        self.last_turn_only = 0
         self._train: list[_Row] = []
         self._validation: list[_Row] = []
 
@@ -88,22 +96,45 @@ class ConversationDataModule(LightningDataModule):
             raise UserError("data.tokenizer is needed: this module names none")
         self.tokenizer = load_tokenizer(name)
         prompting = Prompting(self.tokenizer, self.template)
-        for question in self._questions():
-            ids, spoken = encode_conversation(prompting, question)
-            side = self._validation if _share(question) < self.validation_share else self._train
-            side.append((ids[: self.max_length], spoken[: self.max_length]))
+        questions, silent = self._questions(), 0
+        for question in questions:
+            try:
+                ids, spoken, taught = encode_conversation(prompting, question)
+            except UserError as error:
+                raise UserError(f"{self.path}: question {question.question_id!r}: {error}") from error
+            self.last_turn_only += taught < len(question.turns)
+            row = ids[: self.max_length], spoken[: self.max_length]
+            if not any(row[1][2:]):
+                silent += 1
+                continue
+            (self._validation if _share(question) < self.validation_share else self._train).append(row)
+        self._say(len(questions), silent)
+        log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))
+
+    def _say(self, count: int, silent: int) -> None:
+        """Warn of what is trained on in part or not at all; refuse where nothing is left."""
+        if self.last_turn_only:
+            log.warning(
+                "%s: %d of %d conversations are used in their last turn alone: the chat template or the tokenizer "
+                "writes their earlier tokens anew when a message is added",
+                self.path, self.last_turn_only, count,
+            )  # fmt: skip
+        if silent == count:
+            raise UserError(f"{self.path}: no token to train on (no answer begins within max_length)")
+        if silent:
+            log.warning(
+                "%s: %d of %d conversations left out, no answer begins within %d tokens (data.max_length)",
+                self.path, silent, count, self.max_length,
+            )  # fmt: skip
         for side, what in ((self._train, "train"), (self._validation, "validate")):
             if not side:
                 raise UserError(
                     f"{self.path}: no conversation falls to the share to {what} on; change data.validation_share"
                 )
-            if not any(any(spoken[2:]) for _, spoken in side):
-                raise UserError(f"{self.path}: no token to {what} on (no answer begins within max_length)")
-        log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))
 
     def _questions(self) -> list[Question]:
         path = questions_file(self.path)
-        questions = read_questions(path)
+        questions = read_questions(path, answered=True)
         for question in questions:
             if len(question.reference) != len(question.turns):
                 raise UserError(
@@ -128,39 +159,62 @@ class ConversationDataModule(LightningDataModule):
         return DataLoader([_batch(group) for group in groups], batch_size=None)  # type: ignore[arg-type]
 
 
-def encode_conversation(prompting: Prompting, question: Question) -> _Row:
-    """Ids of a whole conversation, and which of them the assistant says (its end of turn included).
+def encode_conversation(prompting: Prompting, question: Question) -> tuple[list[int], list[bool], int]:
+    """Ids of a conversation, which of them the assistant says (its end of turn included), and how many turns these are.
+
+    All turns, where the ids of each beginning are a beginning of the ids of the whole; else the last one alone, as the
+    model is asked it and goes on.
 
     Raises:
-        UserError: The ids of a beginning are not a beginning of the ids of the whole.
+        UserError: The chat template refuses the conversation, or does not write an answer down.
     """
     ids: list[int] = []
     spoken: list[bool] = []
     turns, answers = list(question.turns), list(question.reference)
     for turn in range(len(turns)):
         asked = prompting.encode(turns[: turn + 1], answers[:turn]).tolist()
-        told = _with_answer(prompting, turns[: turn + 1], answers[: turn + 1])
-        for known, longer in ((ids, asked), (asked, told)):
-            if longer[: len(known)] != known:
-                raise UserError(
-                    f"question {question.question_id!r}, turn {turn + 1}: the chat template or the tokenizer writes "
-                    "earlier tokens anew when a message is added, so it is not known which are the assistant's"
-                )
+        told = _ids(prompting, _told(prompting, turns[: turn + 1], answers[: turn + 1]), prompting.template == "plain")
+        if asked[: len(ids)] != ids or not _goes_on(asked, told, answers[turn]):
+            return *_last_turn(prompting, turns, answers), 1
         spoken += [False] * (len(asked) - len(ids)) + [True] * (len(told) - len(asked))
         ids = told
-    return ids, spoken
+    return ids, spoken, len(turns)
 
 
-def _with_answer(prompting: Prompting, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Ids of the conversation up to and with the last answer."""
-    tokenizer = prompting.tokenizer
+def _last_turn(prompting: Prompting, turns: list[str], answers: list[str]) -> _Row:
+    """The last turn: the prompt as it is asked, the answer, and what the template ends an answer with."""
+    asked = prompting.encode(turns, answers[:-1]).tolist()
+    whole = _told(prompting, turns, answers)
+    told = _ids(prompting, whole, prompting.template == "plain")
+    if _goes_on(asked, told, answers[-1]):
+        return told, [False] * len(asked) + [True] * (len(told) - len(asked))
+    before, found, closing = _told(prompting, turns, [*answers[:-1], _MARK]).rpartition(_MARK)
+    if not found:
+        raise UserError("the chat template does not write an answer down, so nothing of it can be trained on")
+    if whole == before + answers[-1] + closing and prompting.text(turns, answers[:-1]).startswith(before):
+        # The prompt opens more than an answer, such as a thought, and this one has none: it stands as it is told later.
+        asked = _ids(prompting, before, prompting.template == "plain")
+    said = _ids(prompting, answers[-1] + closing, False)
+    return asked + said, [False] * len(asked) + [True] * len(said)
+
+
+def _goes_on(asked: list[int], told: list[int], answer: str) -> bool:
+    """Whether a conversation with its answer is the prompt and more (a template may also leave the answer out)."""
+    return told[: len(asked)] == asked and (len(told) > len(asked) or not answer)
+
+
+def _told(prompting: Prompting, turns: Sequence[str], answers: Sequence[str]) -> str:
+    """The conversation up to and with the last answer."""
     if prompting.template == "plain":
-        return tokenizer(prompting.text(turns, answers[:-1]) + answers[-1])["input_ids"]
+        return prompting.text(turns, answers[:-1]) + answers[-1]
     messages = []
     for turn, answer in zip(turns, answers, strict=True):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-    text = prompting.render(messages, generation_prompt=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return prompting.render(messages, generation_prompt=False)
+
+
+def _ids(prompting: Prompting, text: str, special: bool) -> list[int]:
+    return prompting.tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
 def _share(question: Question) -> float:

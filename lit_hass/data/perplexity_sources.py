@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from lit_hass.data.perplexity_text import (
 from lit_hass.errors import UserError
 from lit_hass.pretrained import text_file
 from lit_hass.records import read_objects
+from lit_hass.records.json_lines import kind_of_file, read_bytes
 
 #: ``wikitext``: a file of lines with `` = Titles = ``; ``documents``: texts by themselves, joined by blank lines;
 #: ``c4``: the first 1,100 texts, joined by spaces, of which Wanda's protocol takes 256 windows; ``ptb``: sentences,
@@ -30,8 +33,9 @@ Layout = Literal["wikitext", "documents", "c4", "ptb"]
 _C4_TEXTS, _C4_WINDOWS = 1100, 256
 _COLUMNS = ("page", "text", "sentence")
 #: No data set of the hub is looked for under names that end so.
-_FILES = (".txt", ".raw", ".tokens", ".md", ".json", ".jsonl", ".parquet")
-#: Hub sets by name: subset, split, column, layout and data file, where nothing else is asked for.
+_FILES = (".txt", ".raw", ".tokens", ".md", ".json", ".jsonl", ".parquet", ".csv", ".tsv")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+#: Hub sets by name: subset, split, column, layout, revision and data files, where nothing else is asked for.
 _HUB: dict[str, dict[str, Any]] = {
     "Salesforce/wikitext": {"subset": "wikitext-2-raw-v1", "split": "test", "layout": "wikitext"},
     "EleutherAI/wikitext_document_level": {"subset": "wikitext-2-raw-v1", "split": "test", "layout": "wikitext"},
@@ -40,8 +44,16 @@ _HUB: dict[str, dict[str, Any]] = {
         "layout": "c4",
         "data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"},
     },
-    "ptb-text-only/ptb_text_only": {"subset": "penn_treebank", "split": "test", "layout": "ptb"},
+    # A set with a script of its own, which `datasets` no longer runs: its tables, as the hub has converted them.
+    "ptb-text-only/ptb_text_only": {
+        "split": "test",
+        "layout": "ptb",
+        "revision": "refs/convert/parquet",
+        "data_files": {split: f"penn_treebank/{split}/*.parquet" for split in ("train", "validation", "test")},
+    },
 }
+#: The names that these sets had before the hub gave them owners, as the original scripts write them.
+_OLD_NAMES = {name.partition("/")[2]: name for name in _HUB}
 
 
 @dataclass(frozen=True)
@@ -112,8 +124,9 @@ def read_text(
     """Read a text.
 
     Args:
-        source: a shipped name (``invented_pages``), a text file, a ``.jsonl`` or ``.parquet`` file, or a data set of
-            the hub (``Salesforce/wikitext``) or in a folder, which `datasets` loads.
+        source: a shipped name (``invented_pages``), a text file, a table (``.jsonl``, ``.json`` with an array,
+            ``.parquet``, ``.csv``, ``.tsv``), either of them also as ``.gz``, or a data set of the hub
+            (``Salesforce/wikitext``, or by its old name ``wikitext``) or in a folder, which `datasets` loads.
         layout: what the text is; ``auto`` is ``wikitext`` for a text file, for a table whose rows have titles among
             them or whose texts are such pages, and what the hub's name says; else ``documents``.
         subset: of a hub set, such as ``wikitext-2-raw-v1``.
@@ -126,21 +139,22 @@ def read_text(
     shipped = text_file(source)
     path = shipped or Path(source).expanduser()
     if path.is_file():
-        if path.suffix in (".jsonl", ".json"):
+        kind = kind_of_file(path)
+        if kind in (".jsonl", ".json"):
             return _of_table(source, _json_column(path, column), layout, None)
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             return _of_table(source, _parquet_column(path, column), layout, None)
+        if kind in _SEPARATORS:
+            return _of_table(source, _separated_column(path, column, _SEPARATORS[kind]), layout, None)
         return _of_file(source, path, layout)
-    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _FILES:
-        return _of_hub(source, layout, subset, split, column)
+    name = source if path.is_dir() else _OLD_NAMES.get(source, source)
+    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) and kind_of_file(path) not in _FILES:
+        return _of_hub(name, layout, subset, split, column)
     raise UserError(f"{source}: no such file, and no name of a data set of the hub (OWNER/NAME)")
 
 
 def _of_file(name: str, path: Path, layout: Layout | Literal["auto"]) -> PerplexityText:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = read_bytes(path, "text file")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -164,14 +178,18 @@ def _of_table(
             value.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
             raise UserError(f"{name}: row {row} of column {column!r} has half a surrogate pair, no text") from error
-    if any("\r" in value for value in values):
-        raise UserError(f"{name}: column {column} has carriage returns; rows and pages end with \\n alone")
     lines = all("\n" not in value.removesuffix("\n") for value in values)
     if layout == "auto":
         # Rows of a file have titles among them; pages put together again must give the same pages.
         rows = lines and any(map(is_title, values))
         layout = "wikitext" if rows or split_pages(_file_of_pages(values))[0] == values else "documents"
     if layout == "wikitext":
+        # Elsewhere a row is a text, and what stands in it means nothing.
+        if any("\r" in value for value in values):
+            raise UserError(
+                f"{name}: column {column!r} has carriage returns; rows and pages of WikiText end with \\n alone "
+                "(convert it, or give --data.layout documents)"
+            )
         text = join_rows(values) if lines else _file_of_pages(values)
         return _wikitext(name, text, hashlib.sha256(text.encode("utf-8")).hexdigest(), split)
     return _documents(name, layout, values, split)
@@ -246,6 +264,29 @@ def _parquet_column(path: Path, column: str | None) -> tuple[str, list[str]]:
     return column, _strings(str(path), column, values)
 
 
+def _separated_column(path: Path, column: str | None, separator: str) -> tuple[str, list[str]]:
+    try:
+        text = read_bytes(path, "text file").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # The module's limit of 128 KiB a field is that of no text.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        names = next(rows, [])
+        column = column or _choose(path, names)
+        if column not in names:
+            raise UserError(f"{path}: has no column {column!r}; the columns are {', '.join(names)}")
+        place, values = names.index(column), []
+        for row in rows:
+            if row and len(row) != len(names):
+                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields, and the first line names {len(names)}")
+            values += [row[place]] if row else []
+    except csv.Error as error:
+        raise UserError(f"{path}:{rows.line_num}: no table with separators: {error}") from error
+    return column, _strings(str(path), column, values)
+
+
 def _of_hub(
     name: str, layout: Layout | Literal["auto"], subset: str | None, split: str | None, column: str | None
 ) -> PerplexityText:
@@ -257,14 +298,17 @@ def _of_hub(
     if layout == "auto":
         layout = known.get("layout", "auto")
     try:
-        table = load_dataset(name, subset, split=split, data_files=known.get("data_files"))
+        table = load_dataset(
+            name, subset, split=split, data_files=known.get("data_files"), revision=known.get("revision")
+        )
     # What the client raises for a set, a subset or a split that is not there, and for a hub that does not answer.
     except (DatasetsError, OSError, ValueError, RuntimeError, NotImplementedError) as error:
         cause = " ".join(str(error).split())[:300]
         what = "the folder" if Path(name).is_dir() else "there is no such file, and the data set of that name"
-        raise UserError(
-            f"{name}: {what} cannot be loaded: {cause} (offline, a set of the hub must be in the cache already)"
-        ) from error
+        cure = "offline, a set of the hub must be in the cache already"
+        if "scripts are no longer supported" in cause:
+            cure = "give one of its text or parquet files as data.path; the hub has tables at its refs/convert/parquet"
+        raise UserError(f"{name}: {what} cannot be loaded: {cause} ({cure})") from error
     column = column or _choose(name, table.column_names)
     if column not in table.column_names:
         raise UserError(f"{name}: has no column {column!r}; the columns are {', '.join(table.column_names)}")

@@ -23,7 +23,6 @@ from lit_hass.records import (
     prompts_digest,
     questions_digest,
     read_questions,
-    select_questions,
 )
 
 log = logging.getLogger(__name__)
@@ -118,10 +117,7 @@ class QuestionDataModule(LightningDataModule):
         if self.questions:
             return
         path = questions_file(self.question_name)
-        everything = read_questions(path)
-        questions = select_questions(everything, self.question_begin, self.question_end)
-        if len(questions) < len(everything):
-            log.info("asking %d of the %d questions of %s", len(questions), len(everything), self.question_name)
+        questions = read_questions(path, self.question_begin, self.question_end)
         base = getattr(module, "base", None)
         tokenizer = self.tokenizer_name or base
         if not isinstance(tokenizer, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,11 @@ from lit_hass.data.batches import TokenBatch
 from lit_hass.data.shuffled_stream import ShuffledStream
 from lit_hass.errors import UserError
 from lit_hass.models import load_tokenizer
+from lit_hass.records.json_lines import kind_of_file, read_bytes
 
 log = logging.getLogger(__name__)
+
+_TABLES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
 class TextDataModule(LightningDataModule):
@@ -26,7 +28,7 @@ class TextDataModule(LightningDataModule):
     reads its files in order; the last block may be shorter.
 
     Args:
-        train_files: UTF-8 text files.
+        train_files: UTF-8 text files, also compressed (``.gz``).
         tokenizer: folder, hub id or shipped name.
         validation_files: text to validate on; None holds out the last ``validation_share`` of the training blocks.
         validation_share: share of blocks held out when there are no validation files.
@@ -92,10 +94,15 @@ class TextDataModule(LightningDataModule):
         assert self.tokenizer is not None
         ids: list[int] = []
         for name in files:
+            if kind_of_file(name) in _TABLES:
+                raise UserError(
+                    f"{name}: a table, whose brackets and separators would be trained on as text; write its texts into "
+                    "a text file"
+                )
             try:
-                text = Path(name).read_text(encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"{name}: {error.strerror or error}") from error
+                # As Python reads text: whatever ends a line is a line end.
+                content = read_bytes(name, "text file").decode("utf-8")
+                text = content.replace("\r\n", "\n").replace("\r", "\n")
             except UnicodeDecodeError as error:
                 raise UserError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
             ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -32,7 +32,10 @@ def questions_file(path_or_name: str) -> Path:
     path = Path(path_or_name).expanduser()
     if path.exists():
         return path
-    raise UserError(f"{path_or_name}: no such question file; shipped benchmarks: {', '.join(names()) or 'none'}")
+    raise UserError(
+        f"{path_or_name}: no such question file (of a set of the hub, give one of its files); shipped benchmarks: "
+        f"{', '.join(names()) or 'none'}"
+    )
 
 
 def text_file(name: str) -> Path | None:

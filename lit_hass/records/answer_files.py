@@ -145,7 +145,7 @@ _PER_TURN = {
 
 
 def read_answers(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a finished answer file, where every line must be right.
+    """Read a finished answer file, where every line must be right; see `read_latest_answers`, which also counts.
 
     Args:
         path: Our ``answers.jsonl`` or a file of the original scripts.
@@ -154,24 +154,52 @@ def read_answers(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         The lines' objects, in the file's order, with all their keys.
 
     Raises:
-        UserError: The file cannot be read, holds nothing, or a line is broken, no answer, or repeats a question; names
-            file and line.
+        UserError: See there.
     """
-    answers: list[dict[str, Any]] = []
-    seen: dict[QuestionId, int] = {}
+    answers, superseded = read_latest_answers(path)
+    if superseded:
+        _log.warning("%s: %s", path, superseded_note(superseded))
+    return answers
+
+
+def read_latest_answers(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
+    """Read a finished answer file; of several answers of the original scripts to one question the last one counts.
+
+    The original scripts append to a file that is there, and their own ``reorg_answer_file`` keeps the last line of each
+    question. A file of ours has each question once; another line says that it was damaged.
+
+    Returns:
+        The lines' objects, in the order in which their questions come first, and how many lines were superseded.
+
+    Raises:
+        UserError: The file cannot be read, holds nothing, or a line is broken, no answer, or repeats a question of a
+            file of ours; names file and line.
+    """
+    found: dict[QuestionId, tuple[int, dict[str, Any], bool]] = {}
+    superseded = 0
     for number, obj in read_objects(path, "answer file"):
         try:
-            question_id = parse_answer(obj).question_id
+            answer = parse_answer(obj)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from error
-        if question_id in seen:
-            first = seen[question_id]
-            raise UserError(f"{path}:{number}: question {question_id!r} was already answered on line {first}")
-        seen[question_id] = number
-        answers.append(obj)
-    if not answers:
+        original = not answer.failed and not any(choice.output_ids for choice in answer.choices)
+        if answer.question_id in found:
+            first, _, was_original = found[answer.question_id]
+            if not (original and was_original):
+                raise UserError(
+                    f"{path}:{number}: question {answer.question_id!r} was already answered on line {first}"
+                )
+            superseded += 1
+        found[answer.question_id] = number, obj, original
+    if not found:
         raise UserError(f"{path}: holds no answers")
-    return answers
+    return [obj for _, obj, _ in found.values()], superseded
+
+
+def superseded_note(count: int) -> str:
+    """What a reader should know of answers that a later one superseded."""
+    are = "answers are" if count > 1 else "answer is"
+    return f"{count} {are} superseded by a later one of the original scripts to the same question"
 
 
 def iter_intact(

@@ -1,7 +1,12 @@
-"""Reading files of one JSON object a line, and saying exactly what is wrong with them."""
+"""Reading files of one JSON object a line, and saying exactly what is wrong with them.
 
+Files that people publish hold the same rows as one JSON array or as a parquet table, or are compressed: read too.
+"""
+
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,6 +17,8 @@ from lit_hass.errors import UserError
 QuestionId = int | str
 
 _BOM = b"\xef\xbb\xbf"
+#: What JSON counts as white space.
+_SPACE = tuple(" \t\n\r")
 
 
 def is_question_id(value: object) -> TypeGuard[QuestionId]:
@@ -61,7 +68,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
-    """Read a whole file.
+    """Read a whole file; what is named ``.gz`` is given decompressed.
 
     Args:
         path: The file.
@@ -72,7 +79,7 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
     """
     path = Path(path)
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
@@ -81,6 +88,18 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         # Windows answers "permission denied" for a directory.
         cause = f"is a directory, not a {what}" if path.is_dir() else f"cannot be read: {error.strerror or error}"
         raise UserError(f"{path}: {cause}") from error
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be decompressed: {error}") from error
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str:
+    """The ending that says what a file holds, in lower case and without ``.gz``: ``".jsonl"`` for ``x.jsonl.gz``."""
+    path = Path(path)
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
 
 
 def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -93,21 +112,105 @@ def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
+def read_rows(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """Read a file of objects, leaving to the caller what to do about the rows that are none.
+
+    Args:
+        path: One JSON object a line (blank lines and a byte order mark are passed over), one JSON array of objects, or
+            a parquet table; ``.gz`` is decompressed.
+        what: What it should be, for the messages.
+
+    Yields:
+        The number of the line, of an array's element or of a table's row, from 1; and the object, or why there is none.
+
+    Raises:
+        UserError: The file cannot be read; names it and the cause.
+    """
+    if kind_of_file(path) == ".parquet":
+        yield from enumerate(_table(Path(path), what), start=1)
+        return
+    content = read_bytes(path, what)
+    is_array = content.removeprefix(_BOM).lstrip()[:1] == b"[" and not _is_line(content)
+    for number, line in enumerate(_elements(path, content), start=1) if is_array else split_lines(content):
+        try:
+            yield number, parse_object(line)
+        except ValueError as error:
+            yield number, error
+
+
+def _is_line(content: bytes) -> bool:
+    """Whether what begins with a bracket is a line by itself, with others behind it."""
+    first, _, rest = content.removeprefix(_BOM).strip().partition(b"\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _elements(path: str | os.PathLike[str], content: bytes) -> Iterator[bytes]:
+    """The elements of a JSON array, as they are written."""
+    try:
+        text = content.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from error
+    decoder = json.JSONDecoder()
+    at = _behind_space(text, text.index("[") + 1)
+    more = text[at : at + 1] != "]"
+    while more:
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except RecursionError as error:
+            raise UserError(f"{path}: not usable JSON: nested too deeply") from error
+        except ValueError as error:
+            line = text.count("\n", 0, getattr(error, "pos", at)) + 1
+            cause = getattr(error, "msg", str(error))
+            raise UserError(f"{path}:{line}: not valid JSON: {cause} (in an array of objects)") from error
+        yield text[at:end].encode("utf-8")
+        at = _behind_space(text, end)
+        more = text[at : at + 1] == ","
+        if more:
+            at = _behind_space(text, at + 1)
+    rest = _behind_space(text, at + 1)
+    if text[at : at + 1] != "]" or rest < len(text):
+        line = text.count("\n", 0, at if text[at : at + 1] != "]" else rest) + 1
+        raise UserError(f"{path}:{line}: not valid JSON: the array of objects does not end where it should")
+
+
+def _behind_space(text: str, at: int) -> int:
+    while text[at : at + 1] in _SPACE:
+        at += 1
+    return at
+
+
+def _table(path: Path, what: str) -> list[dict[str, Any]]:
+    """The rows of a parquet file, as objects."""
+    if not path.is_file():
+        read_bytes(path, what)  # says what is wrong
+    # A dependency of `datasets`; nothing else here needs more than the standard library.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
+
+
 def read_objects(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a file of one JSON object a line; blank lines and a byte order mark are passed over.
+    """Read a file of objects, all of which must be right; see `read_rows`.
 
     Args:
         path: The file.
         what: What it should be, for the messages.
 
     Yields:
-        Line number (from 1) and object.
+        The row's number, see `read_rows`, and object.
 
     Raises:
         UserError: The file cannot be read, or a line is no JSON object; names file, line and cause.
     """
-    for number, line in split_lines(read_bytes(path, what)):
-        try:
-            yield number, parse_object(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
+    for number, row in read_rows(path, what):
+        if isinstance(row, ValueError):
+            raise UserError(f"{path}:{number}: {row}") from row
+        yield number, row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_hass.records.answer_files import superseded_note
 from lit_hass.reports.comparison_fairness import is_greedy
 from lit_hass.reports.comparison_run import PRESETS, ComparedRun
 
@@ -85,6 +86,8 @@ def notes(
             "whether template, dtype and settings are those the draft was trained for."
         )
     for run, name in ((baseline, "baseline"), (hass, "second run")):
+        if run.superseded:
+            yield f"in the {name}'s file, {superseded_note(run.superseded)}; the last one counts."
         if run.dtype in ("float16", "bfloat16") and (run.settings or {}).get("device") == "cpu":
             yield f"the {name} ran in {run.dtype} on a CPU, where half precision is slow; its speed says little."
     if not comparison["speed"]["repeats"] and baseline.path.parent != hass.path.parent:

@@ -15,11 +15,11 @@ from lit_hass.records import (
     RunFolder,
     is_failed,
     questions_digest,
-    read_answers,
     read_key,
     read_object,
     read_questions,
 )
+from lit_hass.records.answer_files import read_latest_answers
 
 #: The penalties of the original scripts' baseline, by the name that parity with their results goes by.
 PRESETS = {"original": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3}}
@@ -36,6 +36,7 @@ class ComparedRun:
         statistics: its ``statistics.json``; None where there is none.
         finished: whether the answers were merged and no unfinished resume lies beside them.
         collapse: its ``collapse_metrics.json``; None where there is none.
+        superseded: how many lines of an original file were left out for a later one to the same question.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ComparedRun:
     statistics: dict[str, Any] | None = None
     finished: bool = True
     collapse: dict[str, Any] | None = None
+    superseded: int = 0
     answered: dict[QuestionId, dict[str, Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +115,8 @@ def read_run(path: str | os.PathLike[str]) -> ComparedRun:
     """
     path = Path(path)
     if path.is_file():
-        return ComparedRun(path, _unambiguous(path, read_answers(path)))
+        lines, superseded = read_latest_answers(path)
+        return ComparedRun(path, _unambiguous(path, lines), superseded=superseded)
     if not path.exists():
         raise UserError(f"{path}: no such run folder or answer file")
     folder = RunFolder(path)

@@ -19,6 +19,16 @@ from lit_hass.reports.lengths_recommendation import show_bytes
 _TOKENIZER_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json")
 
 
+#: The configurations whose settings the files name, and what goes before them on the command line.
+_PREDICT = {"questions": "-c configs/generate_hass.yaml", "commonsense_qa": "-c configs/rationale.yaml"}
+_FIT = {
+    "questions": "-c configs/train_draft.yaml --data ConversationDataModule --data.path FILE",
+    "commonsense_qa": "-c configs/train_rationale.yaml",
+    "completions": "-c configs/train_rationale.yaml",
+    "text": "-c configs/train_base.yaml -c configs/data/text.yaml",
+}
+
+
 def tokenizer_digest(folder: str) -> str:
     """SHA-256 over names and contents of a tokenizer's files; the id itself for one of the hub."""
     path = Path(folder)
@@ -34,12 +44,12 @@ def tokenizer_digest(folder: str) -> str:
 
 
 def predict_config(report: dict[str, Any]) -> str:
-    """The YAML that ``lit-hass predict -c ... -c FILE`` takes, provenance in comments."""
+    """The YAML that ``lit-hass predict -c ... -c FILE`` takes, provenance and that command in comments."""
     found = report["recommendation"]
     data = {"max_length": found["max_length"]} if report["kind"] == "commonsense_qa" else {}
     if found["batch_size"] is not None:
         data["batch_size"] = found["batch_size"]
-    parts = [_comments(report, "predict")]
+    parts = [_comments(report, f"predict {_PREDICT[report['kind']]}")]
     if found["gen_length"] is not None:
         parts.append(f"model:\n  init_args:\n    # gen_length\n    max_new_tokens: {found['gen_length']}\n")
     if data:
@@ -51,16 +61,16 @@ def fit_config(report: dict[str, Any]) -> str:
     """The YAML that ``lit-hass fit -c ... -c FILE`` takes; training's memory is another, so it names no batch."""
     # Plain text is cut into blocks, everything else has rows.
     key = "block_size" if report["kind"] == "text" else "max_length"
-    return _comments(report, "fit") + _data({key: report["recommendation"]["max_length"]})
+    return _comments(report, f"fit {_FIT[report['kind']]}") + _data({key: report["recommendation"]["max_length"]})
 
 
 def _data(settings: dict[str, int]) -> str:
     return "data:\n  init_args:\n" + "".join(f"    {key}: {value}\n" for key, value in settings.items())
 
 
-def _comments(report: dict[str, Any], verb: str) -> str:
+def _comments(report: dict[str, Any], command: str) -> str:
     lines = [
-        f"Lengths from data, for another config:   lit-hass {verb} -c CONFIG -c THIS_FILE",
+        f"Lengths from data, for another config:   lit-hass {command} -c THIS_FILE",
         f"written by lit-hass {__version__} lengths, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"data: {report['file']} ({report['kind']}), sha256 {report['file_sha256']}",
         f"tokenizer: {report['tokenizer']}, sha256 {report['tokenizer_sha256']}",

@@ -25,10 +25,10 @@ class _Answer:
 
 
 def add_run(samples: Samples, folder: str) -> Samples:
-    """Replace the answers by those of a run over the same questions.
+    """Keep the questions that a run asked, and take the answers from it.
 
-    Prompts of first turns are measured on the whole question file; they must be the run's own, else the figures would
-    be of something that nobody runs. Prompts of later turns hold the model's answers, and come from the run.
+    Prompts of first turns are measured on the question file; they must be the run's own, else the figures would be of
+    something that nobody runs. Prompts of later turns hold the model's answers, and come from the run.
 
     Args:
         samples: the questions, measured.
@@ -42,6 +42,7 @@ def add_run(samples: Samples, folder: str) -> Samples:
     path = Path(folder)
     answers, failed = _read(path)
     asked = {row.id: row for row in samples.rows}
+    in_file = {row.question for row in samples.rows}
     # A later turn is measured where its question is, whether or not the file knew its prompt.
     known = [answer for answer in answers if answer.id in asked or answer.question in asked]
     if not any(answer.id in asked for answer in known):
@@ -61,9 +62,16 @@ def add_run(samples: Samples, folder: str) -> Samples:
         row = asked.get(answer.id)
         prompt_tokens = answer.prompt_tokens if answer.prompt_tokens is not None else getattr(row, "prompt_tokens", 0)
         prompt = "" if row is None else row.prompt
-        rows.append(Sample(answer.id, prompt, prompt_tokens, answer.text, answer.tokens, answer.cut))
+        rows.append(
+            Sample(answer.id, prompt, prompt_tokens, answer.text, answer.tokens, answer.cut, first=answer.question)
+        )
     done = {row.id for row in rows}
-    unanswered = [Sample(r.id, r.prompt, r.prompt_tokens) for r in samples.rows if r.id not in done]
+    own = {answer.question for answer in known} | set(failed)
+    unanswered = [
+        Sample(r.id, r.prompt, r.prompt_tokens, first=r.first)
+        for r in samples.rows
+        if r.question in own and r.id not in done
+    ]
     samples.rows = rows + unanswered
     samples.answers_from = str(path)
     samples.limit = _limit(path)
@@ -71,26 +79,29 @@ def add_run(samples: Samples, folder: str) -> Samples:
     if unanswered:
         samples.notes.append(f"{len(unanswered)} of {len(unanswered) + len(done)} prompts have no answer in the run")
     if failed:
-        samples.notes.append(f"{failed} questions failed in the run and have no length")
+        samples.notes.append(f"{len(failed)} questions failed in the run and have no length")
+    if len(own & in_file) < len(in_file):
+        samples.notes.append(f"{len(own & in_file)} of {len(in_file)} questions of the file: those of the run")
     if ignored := len(answers) - len(known):
         samples.notes.append(f"{ignored} answers of the run are to questions that are not measured here")
     return samples
 
 
-def _read(path: Path) -> tuple[list[_Answer], int]:
+def _read(path: Path) -> tuple[list[_Answer], list[str]]:
+    """The answers, and the questions that failed."""
     if (path / "predictions.jsonl").exists():
-        return _predictions(path), 0
+        return _predictions(path), []
     parts = [part.name for part in sorted(path.glob("*/answers.jsonl")) if part.is_file()]
     inside = sorted(part.parent.name for part in path.glob("*/answers.jsonl"))
     if parts and not (path / "answers.jsonl").exists():
         raise UserError(f"{path}: holds the runs {', '.join(inside)}; name one of them, such as {path / inside[0]}")
     lines = RunFolder(path).read_answers()
-    failed = [line for line in lines if is_failed(line)]
+    failed = [turn_id(line["question_id"], 0) for line in lines if is_failed(line)]
     found = [answer for line in lines if not is_failed(line) for answer in _turns(line)]
     unknown = sum(answer is None for answer in found)
     if unknown:
         raise UserError(f"{path}: {unknown} answers do not say whether a limit ended them, so no length can be trusted")
-    return [answer for answer in found if answer is not None], len(failed)
+    return [answer for answer in found if answer is not None], failed
 
 
 def _turns(line: dict[str, Any]) -> Iterable[_Answer | None]:

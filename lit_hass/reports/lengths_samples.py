@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lit_hass.data.commonsense_qa_prompts import build_prompt, read_shots, shot_stems
 from lit_hass.data.commonsense_qa_questions import SHIPPED, commonsense_qa_file, read_commonsense_qa
 from lit_hass.data.prompting import Prompting, Template
 from lit_hass.errors import UserError
 from lit_hass.metrics.functional.token_lengths import LengthHistogram
 from lit_hass.pretrained import questions_file
-from lit_hass.records import Question, QuestionId, read_objects, read_questions
-from lit_hass.records.json_lines import parse_object, read_bytes, split_lines
+from lit_hass.records import QuestionId, read_objects, read_questions
+from lit_hass.records.json_lines import kind_of_file, read_bytes, read_rows, split_lines
+from lit_hass.records.questions import draw
 
 #: Ends a block in the original scripts' text format.
 END_OF_TEXT = "<|end_of_text|>"
@@ -38,6 +37,7 @@ class Sample:
         answer: what follows; None where it is not known.
         answer_tokens: how long that is, with the token that ends it.
         cut: whether a limit ended it.
+        first: the id of its question's first turn; None where that is its own.
     """
 
     id: str
@@ -46,6 +46,12 @@ class Sample:
     answer: str | None = None
     answer_tokens: int | None = None
     cut: bool = False
+    first: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The id of its question, whichever turn it is."""
+        return self.id if self.first is None else self.first
 
     @property
     def total(self) -> int:
@@ -74,6 +80,15 @@ class Samples:
     limit: int | None = None
     shot_tokens: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def draw(self, limit: int, seed: int) -> None:
+        """Keep so many questions (or rows of what is no question), those that a run with the same limit would ask."""
+        questions = list(dict.fromkeys(row.question for row in self.rows))
+        if limit < len(questions):
+            chosen = {questions[i] for i in draw(questions, limit, seed)}
+            self.rows = [row for row in self.rows if row.question in chosen]
+            what = "questions" if self.kind in ("questions", "commonsense_qa") else "rows"
+            self.notes.append(f"{limit} of {len(questions)} {what}, drawn with seed {seed}")
 
     def prompts(self) -> LengthHistogram:
         """Lengths of the prompts."""
@@ -114,9 +129,7 @@ class PromptSettings:
     n_shot: str | None = None
 
 
-def read_samples(
-    questions: str, tokenizer: Any, settings: PromptSettings, limit: int | None = None, seed: int = 0
-) -> Samples:
+def read_samples(questions: str, tokenizer: Any, settings: PromptSettings) -> Samples:
     """Read a file and measure it.
 
     Args:
@@ -124,8 +137,6 @@ def read_samples(
             that end in ``<|end_of_text|>``, or one text a line. Shipped names are understood.
         tokenizer: a ``transformers`` tokenizer.
         settings: of the prompts.
-        limit: draw so many rows at random; None takes all.
-        seed: of that draw.
 
     Raises:
         UserError: the file cannot be used; names file and line.
@@ -144,10 +155,6 @@ def read_samples(
             found = _text(path, tokenizer)
     if not found.rows:
         raise UserError(f"{path}: holds nothing to measure")
-    if limit is not None and limit < len(found.rows):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(found.rows))[:limit])
-        found.notes.append(f"{limit} of {len(found.rows)} rows, drawn with seed {seed}")
-        found.rows = [found.rows[i] for i in chosen]
     return found
 
 
@@ -155,13 +162,15 @@ def _kind_of(name: str) -> tuple[str, Path]:
     if name == SHIPPED:
         return "commonsense_qa", commonsense_qa_file(name)
     path = questions_file(name)
-    first = next((line for _, line in split_lines(read_bytes(path, "question file"))), b"")
-    if not first.lstrip().startswith(b"{"):
-        return ("questions" if path.suffix == ".jsonl" else "text"), path
-    try:
-        keys = set(parse_object(first))
-    except ValueError:
-        keys = set()  # the reader says what is wrong with the line
+    if kind_of_file(path) in (".csv", ".tsv"):
+        raise UserError(f"{path}: a table with separators, which would be measured as prose; convert it to .jsonl")
+    if kind_of_file(path) not in (".jsonl", ".json", ".parquet"):
+        first = next((line for _, line in split_lines(read_bytes(path, "question file"))), b"")
+        if not first.lstrip().startswith(b"{"):
+            return "text", path
+    row = next((row for _, row in read_rows(path, "question file")), {})
+    # Of a row that is none the reader says what is wrong with it.
+    keys = set() if isinstance(row, ValueError) else set(row)
     if "answerKey" in keys or "question" in keys:
         return "commonsense_qa", path
     return ("completions" if {"prompt", "completion"} <= keys else "questions"), path
@@ -207,7 +216,8 @@ def _questions(path: Path, tokenizer: Any, settings: PromptSettings) -> Samples:
             prompt = prompting.text(turns[: turn + 1], question.reference[:turn])
             special = template == "plain"
             answer = question.reference[turn] if turn < answered else None
-            found.rows.append(_measured(tokenizer, _turn_id(question, turn), prompt, answer, special))
+            row = _measured(tokenizer, turn_id(question.question_id, turn), prompt, answer, special)
+            found.rows.append(replace(row, first=turn_id(question.question_id, 0)))
     if any(row.answer is not None for row in found.rows):
         found.answers_from = "the references of the question file"
     if skipped:
@@ -230,10 +240,6 @@ def _shots_text(n_shot: str | None) -> str:
     if not text:
         raise UserError(f"{n_shot}: holds no example")
     return text + "\n\n"
-
-
-def _turn_id(question: Question, turn: int) -> str:
-    return turn_id(question.question_id, turn)
 
 
 def turn_id(question_id: QuestionId, turn: int) -> str:
@@ -273,6 +279,7 @@ def _text(path: Path, tokenizer: Any) -> Samples:
     cut = [_split_block(part) for _, part in numbered] if blocks else []
     found = Samples("text", path, [])
     if cut and all(answer is not None for _, answer in cut):
+        found.kind = "completions"
         found.answers_from = "the blocks of the file"
         found.notes.append("answers that were kept for being right tend to be shorter than all: prefer --run")
         for (number, _), (prompt, answer) in zip(numbered, cut, strict=True):

@@ -47,10 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--n-shot", metavar="FILE", help="solved examples that come before each question")
     add("--template", choices=("chat", "plain"), help="of questions in MT-bench's format (default: as predict)")
     add("--system-prompt", help="what the system says first")
-    add("--run", metavar="RUN", help="folder of a finished predict run, for the lengths of its answers")
+    add("--run", metavar="RUN", help="folder of a finished predict run: measure its questions and their answers")
     add("--gen-length", type=int, metavar="N", help="limit of new tokens, where answers are not measured")
-    add("--limit", type=int, metavar="N", help="measure so many rows, drawn at random (default: all)")
-    add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="measure so many questions, those that predict --data.limit N asks; or "
+        "rows of another file (default: all)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of that draw, as data.seed (default: %(default)s)")
     add("--coverage", type=float, default=0.999, metavar="SHARE", help="of texts that keep to the limits (default: "
         "%(default)s)")  # fmt: skip
     add("--model", metavar="PATH", help="model whose memory and context count (default: that of --tokenizer)")
@@ -152,9 +153,11 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
     elif options.memory is not None:
         raise UserError(f"{source} has no config.json: --memory needs a model, give --model PATH")
     settings = PromptSettings(options.template, options.system_prompt, options.n_shot)
-    samples = read_samples(options.questions, tokenizer, settings, options.limit, options.seed)
+    samples = read_samples(options.questions, tokenizer, settings)
     if options.run is not None:
         samples = add_run(samples, options.run)
+    if options.limit is not None:
+        samples.draw(options.limit, options.seed)
     longest, answers = samples.longest(), samples.answers()
     n = len(samples.rows)
     if n * (1 - options.coverage) < 1 and options.coverage < 1:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import chain
 
 from lit_hass.tokenization.config import WordPieceConfig
 
@@ -92,7 +94,7 @@ class PythonRules(Rules):
         if self.config.chinese_chars:
             text = "".join(f" {c} " if is_chinese(c) else c for c in text)
         if self.config.strips_accents:
-            text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+            text = "".join(c for c in _decomposed(text) if unicodedata.category(c) != "Mn")
         # Character by character: str.lower() of a whole word would apply the rule of the Greek final sigma.
         return "".join(c.lower() for c in text) if self.config.lowercase else text
 
@@ -188,6 +190,19 @@ class CharacterTable(dict[int, str]):
             return self._rules.words(text)
         # Of what str.split() counts as white space, only what separates words is left.
         return normal.split()
+
+
+def _decomposed(text: str) -> Iterator[str]:
+    """``unicodedata.normalize("NFD", text)``, which takes the square of the length of a run of marks."""
+    run: list[str] = []
+    for character in chain.from_iterable(unicodedata.normalize("NFD", c) for c in text):
+        if unicodedata.combining(character):
+            run.append(character)
+            continue
+        yield from sorted(run, key=unicodedata.combining)
+        run.clear()
+        yield character
+    yield from sorted(run, key=unicodedata.combining)
 
 
 def is_chinese(character: str) -> bool:

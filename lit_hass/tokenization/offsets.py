@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 
 from lit_hass.tokenization.characters import CharacterTable
 from lit_hass.tokenization.matching import PieceMatcher, special_pattern
@@ -50,17 +52,14 @@ def _words(text: str, start: int, table: CharacterTable) -> Iterator[tuple[str, 
     """Normalised words, and for each of their characters the position in the text that it came from."""
     words = table.words(text)
     made = [(c, i) for i, character in enumerate(text, start) for c in table[ord(character)] if c != " "]
-    taken = [False] * len(made)
-    first = 0
+    if all(map(str.__eq__, chain.from_iterable(words), (c for c, _ in made))):
+        rest = iter(made)
+        for word in words:
+            yield word, [i for _, i in islice(rest, len(word))]
+        return
+    # Marks were put in order, which is a stable sort: the first of equal characters is still the first.
+    places: dict[str, deque[int]] = {}
+    for character, i in made:
+        places.setdefault(character, deque()).append(i)
     for word in words:
-        origins = []
-        for character in word:
-            while taken[first]:
-                first += 1
-            # Almost always the first one left. Where marks were put in order, equal ones kept theirs.
-            at = first
-            while taken[at] or made[at][0] != character:
-                at += 1
-            taken[at] = True
-            origins.append(made[at][1])
-        yield word, origins
+        yield word, [places[character].popleft() for character in word]

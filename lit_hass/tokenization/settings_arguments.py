@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
+
+from lit_hass.tokenization.config import SpecialTokens
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +31,23 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-chinese-chars", dest="chinese_chars", action="store_false", help="do not set Han ideographs apart"
     )
+    for role, token in asdict(SpecialTokens()).items():
+        parser.add_argument(f"--{role}-token", metavar="TOKEN", default=token, help="(default: %(default)s)")
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_settings` read, as settings of `WordPieceTokenizer` and `train_wordpiece`."""
+    """What `add_settings` read, as settings of `WordPieceTokenizer` and `train_wordpiece`.
+
+    Raises:
+        ValueError: a special token is empty, has white space in it, or is another one, too.
+    """
+    special = SpecialTokens(**{role: getattr(options, f"{role}_token") for role in asdict(SpecialTokens())})
     return {
         "lowercase": not options.cased,
         "strip_accents": options.strip_accents,
         "max_chars": options.max_chars,
         "chinese_chars": options.chinese_chars,
+        "special_tokens": special,
     }
 
 

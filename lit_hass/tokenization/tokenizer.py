@@ -16,7 +16,13 @@ from lit_hass.tokenization.decoding import join_pieces
 from lit_hass.tokenization.matching import PieceMatcher, StretchCache, WordCache
 from lit_hass.tokenization.offsets import align
 from lit_hass.tokenization.text_statistics import TextStatistics, text_statistics
-from lit_hass.tokenization.vocabulary import check_pieces, check_special_tokens, read_vocabulary, write_vocabulary
+from lit_hass.tokenization.vocabulary import (
+    FileLines,
+    check_pieces,
+    check_special_tokens,
+    read_vocabulary,
+    write_vocabulary,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +37,8 @@ class WordPieceTokenizer:
     For models, which want padding and tensors, there is `to_hf`.
 
     Args:
-        vocab: path of a ``vocab.txt``, the pieces in id order, or piece -> id (all ids from 0).
+        vocab: path of a ``vocab.txt`` (read as ``BertTokenizerFast`` reads it, see `read_vocabulary`), the pieces in id
+            order, or piece -> id (all ids from 0).
         lowercase: make text lower-case. For cased vocabularies, and for Korean, say False.
         strip_accents: take accents off; None does it where ``lowercase`` is true, as BERT. It also takes Hangul
             syllables apart, so for Korean say False.
@@ -63,7 +70,7 @@ class WordPieceTokenizer:
         self.special_tokens = special_tokens
         self.pieces, source = _pieces(vocab)
         check_special_tokens(self.pieces, special_tokens, source)
-        #: Piece -> id.
+        #: Piece -> id; of a piece that a file has twice the last one.
         self.vocab: dict[str, int] = {piece: i for i, piece in enumerate(self.pieces)}
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocab[token] for token in special_tokens.tokens
@@ -81,6 +88,7 @@ class WordPieceTokenizer:
         return cls(Path(path), **settings)
 
     def __len__(self) -> int:
+        """How many ids there are."""
         return len(self.pieces)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -192,8 +200,9 @@ class WordPieceTokenizer:
         """
         skipped = set(self._special.values()) if skip_special_tokens else set()
         # A tensor's elements are equal to no int in a set.
-        numbers = map(operator.index, ids)
-        return join_pieces([self._piece(i) for i in numbers if i not in skipped], clean_up)
+        found = [(i, self._piece(i)) for i in map(operator.index, ids) if i not in skipped]
+        # An id whose piece is repeated further down stands for nothing.
+        return join_pieces([piece for i, piece in found if self.vocab[piece] == i], clean_up)
 
     def stats(self, texts: Iterable[str]) -> TextStatistics:
         """Count words, pieces, unknown and over-long words of texts (special tokens in them are ordinary text).
@@ -245,7 +254,7 @@ class WordPieceTokenizer:
         if self.config.max_chars != BERT_MAX_CHARS:
             tokenizer.backend_tokenizer.model.max_input_chars_per_word = self.config.max_chars
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **roles, **settings)
-        assert len(tokenizer) >= len(self)
+        assert len(tokenizer) >= len(self.vocab)
         return tokenizer
 
     def _piece(self, i: int) -> str:
@@ -262,6 +271,8 @@ class WordPieceTokenizer:
 
 
 def _pieces(vocab: str | os.PathLike[str] | Sequence[str] | Mapping[str, int]) -> tuple[list[str], str]:
+    if isinstance(vocab, FileLines):
+        return vocab, "vocabulary"
     if isinstance(vocab, str | os.PathLike):
         return read_vocabulary(vocab), str(vocab)
     if isinstance(vocab, Mapping):

@@ -73,7 +73,7 @@ def train(args: list[str]) -> int:
         log.info("wrote %d pieces to %s", len(pieces), options.out)
         if options.hf:
             # A language model ends a text with the token that BERT ends it with.
-            tokenizer = WordPieceTokenizer(pieces, **settings(options)).to_hf(eos_token="[SEP]")
+            tokenizer = WordPieceTokenizer(pieces, **settings(options)).to_hf(eos_token=options.sep_token)
             tokenizer.save_pretrained(options.hf)
             log.info("wrote a transformers tokenizer into %s", options.hf)
     return EXIT_OK

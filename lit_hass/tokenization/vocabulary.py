@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,24 @@ from pathlib import Path
 from lit_hass.tokenization.config import SpecialTokens
 from lit_hass.tokenization.whole_file import write_whole
 
+log = logging.getLogger(__name__)
+
 #: Begins every piece that continues a word.
 PREFIX = "##"
+#: What Unicode counts as white space, of which ``tokenizers`` takes off what ends a line. (Python's own notion has four
+#: control characters more.)
+_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
-def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
-    r"""Read a ``vocab.txt``; lines end in ``\n`` or ``\r\n``.
+class FileLines(list[str]):
+    """The lines of a ``vocab.txt``, of which some may be blank or the same: the id of a piece is its last line's."""
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> FileLines:
+    r"""Read a ``vocab.txt`` as ``BertTokenizerFast`` does; lines end in ``\n`` or ``\r\n``.
+
+    White space at a line's end is no part of its piece. Where a piece is there twice its last line counts, and the
+    earlier one is an id that no text gets; how many these are is logged.
 
     Returns:
         the pieces in the order of their ids.
@@ -22,8 +35,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         FileNotFoundError: there is no such file; names the path.
         IsADirectoryError: it is a folder.
-        ValueError: not UTF-8 (line and byte offset), a blank line, white space around a piece, or a piece twice (both
-            lines); names the path.
+        ValueError: not UTF-8 (line and byte offset), or no line at all; names the path.
     """
     path = Path(path)
     if not path.exists():
@@ -40,8 +52,13 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     lines = text.removeprefix("\ufeff").split("\n")
     if lines[-1] == "":
         lines.pop()
-    pieces = [line.removesuffix("\r") for line in lines]
-    check_pieces(pieces, str(path))
+    if not lines:
+        raise ValueError(f"{path}: the vocabulary is empty")
+    pieces = FileLines(line.rstrip(_SPACE) for line in lines)
+    if unused := len(pieces) - len(set(pieces) - {""}):
+        log.warning(
+            "%s: %d lines are blank or repeated below; no text gets their ids, as in BertTokenizerFast", path, unused
+        )
     return pieces
 
 
@@ -91,5 +108,6 @@ def write_vocabulary(path: str | os.PathLike[str], pieces: Sequence[str]) -> Non
         ValueError: see `check_pieces`.
         OSError: it cannot be written.
     """
-    check_pieces(pieces)
+    if not isinstance(pieces, FileLines):
+        check_pieces(pieces)
     write_whole(path, "".join(f"{piece}\n" for piece in pieces).encode("utf-8"))

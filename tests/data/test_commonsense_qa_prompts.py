@@ -71,10 +71,22 @@ def test_bad_shots_are_refused_by_name(tmp_path, content: str, hinted: bool, cau
         ("the answer is paper (C). But television (A)", "C", "A"),
         ("nothing", None, None),
         ("the answer is x (B)\nso (D) was wrong", "B", "D"),
+        ("the answer is vitamin (C) (D).", "D", "D"),
+        ("the answer is vitamin (C), of course (D)! Not (A).", "D", "A"),
+        ("the answer is St. Louis (B). No. 5 (E)", "B", "E"),
+        ("the answer is (B) and then the answer is 3.5 (C) (A)", "A", "A"),
     ],
 )
 def test_strict_and_loose_reading(text: str, strict: str | None, loose: str | None) -> None:
     assert (strict_answer(text), loose_answer(text)) == (strict, loose)
+
+
+def test_a_shot_whose_choice_has_a_letter_in_parentheses(tmp_path) -> None:
+    path = tmp_path / "shots.txt"
+    path.write_text(SHOT.replace("answer is b (B)", "answer is vitamin (C) (B)"), encoding="utf-8")
+    assert len(read_shots(path)) == 1
+    path.write_text(SHOT.replace("Why?", "Why? (B)").replace("answer is b (B)", "answer is vitamin (C) (B)"))
+    assert len(read_shots(path, hinted=True)) == 1
 
 
 def test_a_completion_ends_where_the_next_question_begins() -> None:

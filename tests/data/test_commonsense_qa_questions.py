@@ -1,10 +1,13 @@
 """Reading CommonsenseQA's schema: what is good comes back, what is bad is refused by file and line."""
 
 import copy
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lit_hass.data.commonsense_qa_questions import LABELS, read_commonsense_qa, to_row
 from lit_hass.errors import UserError
@@ -64,6 +67,14 @@ BAD = {
     "four choices": (changed("question", "choices", value=CHOICES[:4]), "5 choices, found 4"),
     "other label": (changed("question", "choices", 0, "label", value="1"), 'label "1"'),
     "choice without text": (changed("question", "choices", value=[{"label": "A"}, *CHOICES[1:]]), "label and text"),
+    "another label in a choice": (changed("question", "choices", 3, "text", value="vitamin (C)"), "choice D"),
+    "label behind the stem": (changed("question", "stem", value="Which vitamin (C)"), "ends in (C)"),
+    "half a pair in the id": (changed("id", value="\ud800"), "surrogate"),
+    "no answer on the hub": (
+        {"id": "x", "question": "s", "choices": {"label": ["A"], "text": ["t"]}, "answerKey": ""},
+        "5 choices, found 1",
+    ),
+    "labels without texts": ({"id": "x", "question": "s", "choices": {"label": ["A"], "text": []}}, "as many labels"),
     "blank choice": (changed("question", "choices", 2, "text", value="  "), "choice C"),
 }
 
@@ -100,3 +111,38 @@ def test_the_shipped_questions() -> None:
     counts = [sum(q.answer == label for q in questions) for label in LABELS]
     assert max(counts) - min(counts) <= 1
     assert all(len(set(q.choices)) == 5 for q in questions)
+
+
+def test_a_choice_may_hold_its_own_label(tmp_path) -> None:
+    row = changed("question", "choices", 0, "text", value="vitamin (A)")
+    assert read_commonsense_qa(write(tmp_path, row))[0].choices[0] == "vitamin (A)"
+
+
+HUB = [
+    {
+        "id": key,
+        "question": f"Where is {key}?",
+        "question_concept": "place",
+        "choices": {"label": list("BADCE"), "text": [f"{key} {label}" for label in "BADCE"]},
+        "answerKey": "D",
+    }
+    for key in ("one", "two")
+]
+
+
+def test_the_hubs_layout_in_lines_arrays_and_tables(tmp_path) -> None:
+    official = [
+        {"id": key, "answerKey": "D", "question": {"stem": f"Where is {key}?", "question_concept": "place",
+            "choices": [{"label": label, "text": f"{key} {label}"} for label in LABELS]}}
+        for key in ("one", "two")
+    ]  # fmt: skip
+    expected = read_commonsense_qa(write(tmp_path, *official))
+    (tmp_path / "hub.json").write_text(json.dumps(HUB, indent=1))
+    parquet.write_table(pyarrow.Table.from_pylist(HUB), tmp_path / "hub.parquet")
+    (tmp_path / "hub.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in HUB).encode()))
+    for name in ("hub.json", "hub.parquet", "hub.jsonl.gz"):
+        assert read_commonsense_qa(tmp_path / name) == expected
+    unanswered = [row | {"answerKey": ""} for row in HUB]
+    parquet.write_table(pyarrow.Table.from_pylist(unanswered), tmp_path / "test.parquet")
+    with pytest.raises(UserError, match="test.parquet:1: answerKey is missing .the official test split has none"):
+        read_commonsense_qa(tmp_path / "test.parquet")

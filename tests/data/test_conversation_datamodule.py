@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from lit_hass.data.batches import IGNORE
 from lit_hass.data.conversation_datamodule import encode_conversation
 from lit_hass.data.prompting import Prompting
 from lit_hass.errors import UserError
+from lit_hass.models import load_tokenizer
 from lit_hass.records import Question
 
 
@@ -33,7 +35,9 @@ def talks(tmp_path):
 
 
 def test_exactly_the_answers_are_the_assistants(tsv_tokenizer):
-    ids, spoken = encode_conversation(Prompting(tsv_tokenizer), question(["a table", "more"], ["first", "second one"]))
+    ids, spoken, taught = encode_conversation(
+        Prompting(tsv_tokenizer), question(["a table", "more"], ["first", "second one"])
+    )
     whole = "<|user|>a table<|assistant|>first<|end|><|user|>more<|assistant|>second one<|end|>"
     assert ids == tsv_tokenizer(whole, add_special_tokens=False)["input_ids"]
     runs = []
@@ -45,24 +49,86 @@ def test_exactly_the_answers_are_the_assistants(tsv_tokenizer):
         elif runs:
             runs[-1].append(None)
     texts = [tsv_tokenizer.decode([token for token in run if token is not None]) for run in runs]
-    assert texts == ["first<|end|>", "second one<|end|>"]
+    assert texts == ["first<|end|>", "second one<|end|>"] and taught == 2
 
 
 def test_plain_text(tsv_tokenizer):
     prompting = Prompting(tsv_tokenizer, "plain", plain_template="Q: {turn} A:", separator="\n")
-    ids, spoken = encode_conversation(prompting, question(["one", "two"], [" first", " second"]))
+    ids, spoken, _ = encode_conversation(prompting, question(["one", "two"], [" first", " second"]))
     assert ids == tsv_tokenizer("Q: one A: first\nQ: two A: second")["input_ids"]
     own = tsv_tokenizer.decode([token for token, flag in zip(ids, spoken, strict=True) if flag])
     assert own == " first second"
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(tsv_tokenizer):
-    import copy
+QWEN3 = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 "
+    "%}{% endif %}{% endfor %}{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and loop.index0 "
+    "> ns.last and '</think>' not in m['content'] %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+R1 = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}{{ m['content'].split('</think>')[-1] "
+    "}}<|end|>{% else %}{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n"
+    "{% endif %}"
+)
+COUNTED = "{{ messages | length }}" + R1.replace("<think>\n", "").replace(".split('</think>')[-1]", "")
 
+
+@pytest.mark.parametrize(
+    ("template", "turns", "answers", "heard", "said", "taught"),
+    [
+        # an empty thought is written into the last answer alone
+        (QWEN3, "a", "x", "<|user|>a<|end|><|assistant|>", "<think>\n\n</think>\n\nx<|end|>", 1),
+        (QWEN3, "ab", "xy", "<|user|>a<|end|><|assistant|>x<|end|><|user|>b<|end|><|assistant|>",
+            "<think>\n\n</think>\n\ny<|end|>", 1),
+        # the prompt opens a thought, which is taken out of what was said
+        (R1, "a", ["hm</think>x"], "<|user|>a<|assistant|><think>\n", "hm</think>x<|end|>", 1),
+        (R1, "ab", ["hm</think>x", "so</think>y"], "<|user|>a<|assistant|>x<|end|><|user|>b<|assistant|><think>\n",
+            "so</think>y<|end|>", 1),
+        # answers without a thought stand as they are told later, all of them
+        (R1, "a", "x", "<|user|>a<|assistant|>", "x<|end|>", 1),
+        (COUNTED, "a", "x", "1<|user|>a<|assistant|>", "x<|end|>", 1),
+        (COUNTED, "ab", "xy", "3<|user|>a<|assistant|>x<|end|><|user|>b<|assistant|>", "y<|end|>", 1),
+    ],
+)  # fmt: skip
+def test_where_a_template_rewrites_the_last_turn_is_taught(
+    tsv_tokenizer, template, turns, answers, heard, said, taught
+):
     changed = copy.deepcopy(tsv_tokenizer)
-    changed.chat_template = "{{ messages | length }}" + tsv_tokenizer.chat_template
-    with pytest.raises(UserError, match="question 'x', turn 1: the chat template or the tokenizer writes earlier"):
-        encode_conversation(Prompting(changed), question(["a"], ["b"], "x"))
+    changed.chat_template = template
+    ids, spoken, count = encode_conversation(Prompting(changed), question(list(turns), list(answers)))
+    assert count == taught and spoken == sorted(spoken)
+    own = [token for token, flag in zip(ids, spoken, strict=True) if flag]
+    plain = tsv_tokenizer(heard, add_special_tokens=False)["input_ids"]
+    assert ids[: len(ids) - len(own)] == plain
+    assert own == tsv_tokenizer(said, add_special_tokens=False)["input_ids"]
+
+
+def test_conversations_of_their_last_turn_alone_are_counted(talks, tiny_base, tmp_path, caplog):
+    folder = tmp_path / "rewriting"
+    tokenizer = load_tokenizer(str(tiny_base))
+    tokenizer.chat_template = QWEN3
+    tokenizer.save_pretrained(folder)
+    data = ConversationDataModule(talks(), str(folder), validation_share=0.3)
+    with caplog.at_level("WARNING", "lit_hass"):
+        data.setup("fit")
+    assert data.last_turn_only == 40 == len(data._train) + len(data._validation)
+    assert "40 of 40 conversations are used in their last turn alone" in caplog.text
+    for ids, spoken in data._train:
+        assert tokenizer.decode([t for t, own in zip(ids, spoken, strict=True) if own]).endswith("no<|end|>")
+    # cut before their last turn begins, they teach nothing
+    whole = max(len(ids) for ids, _ in data._train)
+    with pytest.raises(UserError, match="no token to train on"):
+        ConversationDataModule(talks(), str(folder), max_length=whole // 2, validation_share=0.3).setup("fit")
+
+
+def test_a_template_without_answers_is_refused(tsv_tokenizer):
+    changed = copy.deepcopy(tsv_tokenizer)
+    changed.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}x"
+    )
+    with pytest.raises(UserError, match="does not write an answer down"):
+        encode_conversation(Prompting(changed, plain_template="{turn}"), question(["a", "b"], ["c", "d"]))
 
 
 def test_labels_and_padding(talks, tiny_base):

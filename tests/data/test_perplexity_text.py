@@ -1,5 +1,8 @@
 """Rows, pages and the detokeniser, and where text comes from."""
 
+import csv
+import gzip
+import io
 import json
 
 import pyarrow
@@ -109,6 +112,57 @@ def test_tables_give_the_text_of_the_file(tmp_path, kind: str, suffix: str) -> N
     assert found.sha256 == whole.sha256
 
 
+TEXTS = ['a "quoted", text\nof two lines\r\nand more', "plain", "x" * 200_000]
+
+
+def separated(separator: str) -> bytes:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=separator)
+    writer.writerows([["id", "text"], *enumerate(TEXTS)])
+    return out.getvalue().encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"\xef\xbb\xbf" + separated(",")),
+        ("t.tsv", separated("\t")),
+        ("t.csv.gz", gzip.compress(separated(","))),
+        ("t.json", json.dumps([{"id": i, "text": text} for i, text in enumerate(TEXTS)]).encode()),
+        ("t.json", json.dumps([{"text": text} for text in TEXTS], indent=2).encode()),
+        ("t.json.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())),
+        ("t.jsonl.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())),
+    ],
+)
+def test_tables_of_other_forms(tmp_path, name: str, content: bytes) -> None:
+    """Read as tables, never as prose; a carriage return within a text is a character like another."""
+    (tmp_path / name).write_bytes(content)
+    found = read_text(str(tmp_path / name))
+    assert found.layout == "documents" and found.pages == TEXTS
+
+
+def test_a_compressed_file_is_its_text(tmp_path) -> None:
+    (tmp_path / "wiki.raw.gz").write_bytes(gzip.compress(TEXT.read_bytes()))
+    found, whole = read_text(str(tmp_path / "wiki.raw.gz")), read_text(str(TEXT))
+    assert (found.pages, found.joined, found.sha256) == (whole.pages, whole.joined, whole.sha256)
+
+
+def test_names_that_sets_had_and_sets_with_a_script(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for old, name in (("wikitext", "Salesforce/wikitext"), ("ptb_text_only", "ptb-text-only/ptb_text_only")):
+        with pytest.raises(UserError, match=f"^{name}: there is no such file, and the data set of that name cannot"):
+            read_text(old)  # offline, as all tests are
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"text": ["of the folder"]}), folder / "test.parquet")
+    assert read_text("wikitext").pages == ["of the folder"]
+    script = tmp_path / "scripted"
+    script.mkdir()
+    (script / "scripted.py").write_text("raise SystemExit('never run')\n")
+    with pytest.raises(UserError, match="scripts are no longer supported.*give one of its text or parquet files"):
+        read_text(str(script))
+
+
 def test_documents_c4_and_ptb(tmp_path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}\nsecond line"}) + "\n" for i in range(1200)))
@@ -144,6 +198,15 @@ def test_bad_input(tmp_path) -> None:
     assert "give --data.column" in bad(tmp_path, "a.jsonl", b'{"words": "a"}\n')
     assert "no string" in bad(tmp_path, "a.jsonl", b'{"text": 5}\n')
     assert "parquet" in bad(tmp_path, "a.parquet", b"nothing of the kind")
+    assert ":3: 1 fields" in bad(tmp_path, "a.csv", b"id,text\r\n1,a\r\n2\r\n")
+    assert "no table with separators" in bad(tmp_path, "a.csv", b'text\n"a')
+    assert "give --data.column" in bad(tmp_path, "a.csv", b"a,b\n1,2\n")
+    assert "no column 'x'; the columns are a, b" in bad(tmp_path, "a.tsv", b"a\tb\n1\t2\n", column="x")
+    assert "give --data.column" in bad(tmp_path, "a.csv", b"")
+    assert "no text" in bad(tmp_path, "a.csv", b"text\n")
+    assert "not UTF-8" in bad(tmp_path, "a.csv", b"text\n\xff\n")
+    assert "cannot be decompressed" in bad(tmp_path, "a.txt.gz", b"plain")
+    assert "--data.layout documents" in bad(tmp_path, "a.jsonl", b'{"text": " = A = \\r\\n"}\n{"text": "b"}\n')
     assert "row 1 of" in bad(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n')
     for name in ("nowhere.txt", "texts/nowhere.txt"):  # the second is no data set either
         with pytest.raises(UserError, match="no such file, and no name"):

@@ -1,3 +1,4 @@
+import gzip
 from itertools import islice
 from types import SimpleNamespace
 
@@ -98,8 +99,8 @@ def test_a_batch_may_be_larger_than_the_text(make) -> None:
         ({"validation_share": 0.0}, "between 0 and 1, found 0.0"),
         ({"validation_share": 1.0}, "between 0 and 1, found 1.0"),
         ({"block_size": 100_000}, r"the text has \d+ tokens, too few for blocks of 100000"),
-        ({"train_files": ["nowhere.txt"]}, "nowhere.txt: No such file or directory"),
-        ({"train_files": ["."]}, r"\.: Is a directory"),
+        ({"train_files": ["nowhere.txt"]}, "nowhere.txt: no such text file"),
+        ({"train_files": ["."]}, r"\.: is a directory, not a text file"),
     ],
 )
 def test_bad_settings_are_refused(make, arguments, cause: str) -> None:
@@ -112,6 +113,15 @@ def test_a_file_that_is_not_utf8_is_named(make, tmp_path) -> None:
     bad.write_bytes(b"caf\xe9 au lait")
     with pytest.raises(UserError, match=r"latin.txt: not UTF-8 text \(.* at byte 3\)"):
         make(train_files=[str(bad)])
+
+
+def test_a_compressed_text_is_read_and_a_table_is_not_trained_on_as_prose(make, tmp_path) -> None:
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    assert rows(make(train_files=[str(tmp_path / "text.txt.gz")]), 4) == rows(make(), 4)
+    for name in ("t.csv", "t.tsv", "t.json", "t.jsonl", "t.jsonl.gz", "t.parquet"):
+        (tmp_path / name).write_bytes(TEXT.encode())
+        with pytest.raises(UserError, match=f"{name}: a table, whose brackets"):
+            make(train_files=[str(tmp_path / name)])
 
 
 def test_fewer_blocks_than_ranks_are_refused(make) -> None:

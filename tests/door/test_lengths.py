@@ -168,7 +168,18 @@ def test_a_run_of_rationales(door, tiny_base, tmp_path):
     )
     assert result.status == 0, result.err
     assert "gen_length 12 is given by hand: of the 7 answers measured" in result.out.replace("\n", " ")
-    assert "37 of 44 prompts have no answer in the run" in result.out.replace("\n", " ")
+    assert "7 of 44 questions of the file: those of the run" in result.out.replace("\n", " ")
+    # the run's own questions, and those that a run with the same limit and seed would ask
+    for more in (("--run", "logs/qa/version_0", "--gen-length", 12), ("--limit", 7)):
+        figures = report(door, *args, *more)["lengths"]["prompt"]
+        assert (figures["count"], figures["mean"], figures["max"]) == (7, np.mean(prompts), max(prompts))
+    fewer = door("predict", "-c", config, "--data.limit", 3, "--trainer.logger.init_args.version", 2)
+    assert fewer.status in (0, 1), fewer.err
+    asked = [json.loads(line) for line in Path("logs/qa/version_2/predictions.jsonl").read_text().splitlines()]
+    assert len(asked) == 3 and {one["id"] for one in asked} <= {one["id"] for one in lines}
+    for more in ((), ("--run", "logs/qa/version_0"), ("--run", "logs/qa/version_2")):
+        figures = report(door, *args, *more, "--limit", 3, "--gen-length", 12)["lengths"]["prompt"]
+        assert figures["count"] == 3 and figures["mean"] == np.mean([one["prompt_tokens"] for one in asked])
     found = yaml.safe_load(Path("l.yaml").read_text())
     assert found["model"]["init_args"] == {"max_new_tokens": 12}
     assert set(found["data"]["init_args"]) == {"max_length", "batch_size"}
@@ -199,10 +210,29 @@ def test_texts_of_other_kinds(door, tiny_base, tmp_path, kind):
         answer = " because so. The answer is (A)."
         assert found["lengths"]["answer"]["max"] == len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
         assert found["original"]["text"] == long
-    result = door("lengths", "--questions", path, "--tokenizer", tiny_base, "--out", "o.yaml")
-    assert result.status == 0, result.err
-    key = "max_length" if kind == "completions" else "block_size"  # rows, or text that is cut into blocks
+    check_named(door, ("--questions", path, "--tokenizer", tiny_base, "--out", "o.yaml"), "o.yaml")
+    key = "block_size" if kind == "lines" else "max_length"  # text that is cut into blocks, or rows
     assert list(yaml.safe_load(Path("o.yaml").read_text())["data"]["init_args"]) == [key]
+
+
+def check_named(door, args, name: str) -> None:
+    """Write a file of limits, and have the command that its first line names take it."""
+    result = door("lengths", *args)
+    assert result.status == 0, result.err
+    command = Path(name).read_text().splitlines()[0].rpartition("   lit-hass ")[2]
+    whole = [str(ROOT / part) if part.startswith("configs/") else part for part in command.split()]
+    taken = door(*[name if part == "THIS_FILE" else part for part in whole], "--print_config")
+    assert taken.status == 0, taken.err
+    loaded = yaml.safe_load(taken.out)
+    for part, settings in yaml.safe_load(Path(name).read_text()).items():
+        assert settings["init_args"].items() <= loaded[part]["init_args"].items()
+
+
+@pytest.mark.parametrize("kind", ["html_to_tsv", "commonsense_qa"])
+def test_limits_load_in_the_configurations_that_they_name(door, tiny_base, kind):
+    args = ("--questions", kind, "--tokenizer", tiny_base, "--gen-length", 8, "--memory", "1GiB", "--coverage", 0.5)
+    check_named(door, (*args, "--out", "o.yaml"), "o.yaml")
+    check_named(door, (*args, "--fit-out", "f.yaml"), "f.yaml")
 
 
 @pytest.mark.parametrize(

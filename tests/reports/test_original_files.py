@@ -158,6 +158,51 @@ def test_original_files_are_compared_when_allowed(tmp_path: Path) -> None:
     assert any("nobody wrote down" in note or "unknown" in note for note in found["notes"])
 
 
+def reorganised(path: Path) -> list[dict]:
+    """``reorg_answer_file`` of FastChat, which the original scripts call: the last line of each question, sorted."""
+    answers = {}
+    with open(path) as file:
+        for text in file:
+            answers[json.loads(text)["question_id"]] = text
+    return [json.loads(answers[key]) for key in sorted(answers)]
+
+
+def test_of_several_answers_of_the_original_scripts_the_last_counts(tmp_path: Path, caplog) -> None:
+    """A second run appends to the file of the first; a third was stopped after one question."""
+    one, other = original_files(tmp_path)
+    lines = [json.loads(text) for text in other.read_text().splitlines()]
+    later = json.loads(json.dumps(lines))
+    for i, each in enumerate(later):
+        each["choices"][0]["wall_time"] = [0.1 * (i + 1), 0.2]
+        each["choices"][0]["accept_length"] = [5, 5, i]
+    last = json.loads(json.dumps(later[1]))
+    last["choices"][0]["wall_time"] = [9.0, 9.0]
+    appended = write_lines_to(tmp_path / "appended.jsonl", [*lines, *later, last])
+    clean = write_lines_to(tmp_path / "clean.jsonl", reorganised(appended))
+    with caplog.at_level("WARNING", "lit_hass"):
+        assert read_answers(appended) == reorganised(appended)
+    said = "4 answers are superseded by a later one of the original scripts to the same question"
+    assert said in caplog.text and str(appended) in caplog.text
+    found, expected = (compare_runs(one, path, allow_differences=True) for path in (appended, clean))
+    for key in ("speed", "acceptance", "joined"):
+        assert to_json(found[key]) == to_json(expected[key])
+    assert [note for note in found["notes"] if said in note] == [
+        f"in the second run's file, {said}; the last one counts."
+    ]
+    assert not any("superseded" in note for note in expected["notes"])
+    swapped = compare_runs(appended, one, allow_differences=True)
+    assert any("in the baseline's file, 4 answers" in note for note in swapped["notes"])
+
+
+def test_a_file_of_ours_with_a_question_twice_is_damaged(tmp_path: Path) -> None:
+    one, other = original_files(tmp_path)
+    ours = line(80, [turn([1, 2], 0.1)])
+    theirs = [json.loads(text) for text in other.read_text().splitlines()]
+    for lines in ([ours, ours], [theirs[0], ours], [ours, theirs[0]], [theirs[0], failed_answer(80, "no")]):
+        with pytest.raises(UserError, match=":2: question 80 was already answered on line 1"):
+            read_answers(write_lines_to(tmp_path / "twice.jsonl", lines))
+
+
 def test_a_failed_question_is_no_step_and_no_time(tmp_path: Path) -> None:
     _, path = original_files(tmp_path)
     lines = read_answers(path)

@@ -1,8 +1,10 @@
 """What cannot be used is refused by name; the cases of the vocabulary, the text, the settings and the training."""
 
+import pickle
 from pathlib import Path
 
 import pytest
+from transformers import BertTokenizerFast
 
 from lit_hass.tokenization import SpecialTokens, WordPieceTokenizer, read_vocabulary, train_wordpiece
 from tests.tokenization.vocabularies import SPECIAL
@@ -47,23 +49,32 @@ def test_missing_special_tokens_are_all_named(vocab):
         WordPieceTokenizer(GOOD, special_tokens=SpecialTokens(unk="<unk>"))
 
 
-def test_duplicate_line_names_both(vocab):
-    with pytest.raises(ValueError, match=r"vocab.txt:9: .*'a'.* line 6"):
-        WordPieceTokenizer(vocab(lines(*GOOD, "a")))
-    # With a carriage return they would be two pieces for who does not take it off.
-    with pytest.raises(ValueError, match=r":7: .*'a'.* line 6"):
-        WordPieceTokenizer(vocab(lines(*SPECIAL, "a", "a\r")))
-
-
-@pytest.mark.parametrize("blank", ["", " ", "\t", "\r"])
-def test_blank_line_names_it(vocab, blank):
-    with pytest.raises(ValueError, match="vocab.txt:6: a blank line"):
-        WordPieceTokenizer(vocab(lines(*SPECIAL, blank, "a")))
-
-
-def test_white_space_around_a_piece(vocab):
-    with pytest.raises(ValueError, match=r"vocab.txt:6: white space around the piece 'a '"):
-        WordPieceTokenizer(vocab(lines(*SPECIAL, "a ")))
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["a", "c", "##b"],
+        ["", "c", "", "c", "d"],
+        [" ", "a\r", "\t", "c \u3000\x85", "a  ", "e\x1c"],
+        ["  leads", "\u3000x", "c", "", "a", "[MASK]"],
+    ],
+)
+def test_blank_repeated_and_padded_lines_are_read_as_theirs(vocab, extra, tmp_path, caplog):
+    """Ids, decoded text and a copy of the file are those of ``BertTokenizerFast``."""
+    path = vocab(lines(*GOOD, *extra))
+    theirs = BertTokenizerFast.from_pretrained(path.parent)
+    with caplog.at_level("WARNING", "lit_hass"):
+        own = WordPieceTokenizer(path)
+    unused = len(GOOD + extra) - len(set(theirs.get_vocab()) - {""})
+    assert f"{unused} lines are blank or repeated below" in caplog.text if unused else not caplog.text
+    assert own.vocab == theirs.get_vocab() and own.to_hf().get_vocab() == own.vocab
+    own.save(tmp_path / "again.txt")
+    for each in (own, pickle.loads(pickle.dumps(own)), WordPieceTokenizer(tmp_path / "again.txt")):
+        for text in ("a b ab abb c cd d leads x e [MASK]", " \u3000 ", "a\x1c c"):
+            assert each.encode(text) == theirs(text)["input_ids"]
+            assert each.encode_with_offsets(text)[1] == theirs(text, return_offsets_mapping=True)["offset_mapping"]
+        for i in range(len(own)):
+            assert each.decode([5, i, 6, 5]) == theirs.decode([5, i, 6, 5])
+    assert own.to_hf()("a ab c")["input_ids"] == own.encode("a ab c")
 
 
 def test_empty_vocabulary(vocab):
@@ -92,6 +103,9 @@ def test_crlf_last_line_without_end_and_byte_order_mark_are_read(vocab):
     [
         ([*GOOD, 7], TypeError, ":9: expected str, got int"),
         ([*GOOD, "c\nd"], ValueError, ":9: a line break"),
+        ([*GOOD, "a"], ValueError, ":9: .*'a'.* line 6"),
+        ([*GOOD, " "], ValueError, ":9: a blank line"),
+        ([*GOOD, "c "], ValueError, ":9: white space around the piece 'c '"),
         ([*GOOD, "\ud800"], ValueError, ":9: half a surrogate"),
         ({piece: 2 * i for i, piece in enumerate(GOOD)}, ValueError, "ids of 8 pieces must be 0 to 7"),
     ],

@@ -1,6 +1,7 @@
 """What holds for every text: encoding, offsets and decoding fit each other."""
 
 import pickle
+import time
 import unicodedata
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_hass.tokenization import WordPieceTokenizer
-from lit_hass.tokenization.characters import rules
+from lit_hass.tokenization.characters import PythonRules, rules
+from lit_hass.tokenization.config import WordPieceConfig
 from tests.tokenization.texts import SCRIPTS
 from tests.tokenization.vocabularies import SPECIAL, dense_vocabulary
 
@@ -175,3 +177,51 @@ def test_decoding_tensors_and_arrays():
         own.decode("ab")
     with pytest.raises(TypeError):
         own.decode([1.5])
+
+
+#: A letter, two marks that are taken off, two of different classes that stay, one of a third class that stays.
+MARKS = "a\u0301\u0323\U0001d165\U0001d16d\u302e"
+
+
+@pytest.mark.parametrize("tables", ["bert", "python"])
+@MANY
+@given(text=st.text(st.sampled_from(MARKS), max_size=60))
+def test_marks_that_were_put_in_order_keep_their_places_in_the_text(tables, text):
+    """Canonical ordering as the standard words it: neighbours change places while the first one's class is higher."""
+    own = WordPieceTokenizer([*SPECIAL, *MARKS, *("##" + c for c in MARKS)], tables=tables)
+    made = [(c, i) for i, c in enumerate(text)]
+    for end in range(len(made), 1, -1):
+        for at in range(end - 1):
+            first, second = (unicodedata.combining(c) for c, _ in made[at : at + 2])
+            if first > second > 0:
+                made[at : at + 2] = made[at + 1], made[at]
+    kept = [(c, (i, i + 1)) for c, i in made if unicodedata.category(c) != "Mn"]
+    ids, spans = own.encode_with_offsets(text, False)
+    assert [(own.pieces[i].removeprefix("##"), span) for i, span in zip(ids, spans, strict=True)] == kept
+
+
+@MANY
+@given(text=TEXTS)
+def test_python_rules_decompose_as_unicode_says(text):
+    config = WordPieceConfig(lowercase=False, strip_accents=True, chinese_chars=False)
+    whole = unicodedata.normalize("NFD", text)
+    kept = "".join(c for c in whole if unicodedata.category(c) != "Mn")
+    assert PythonRules(config).words(text) == PythonRules(WordPieceConfig(False, False, False)).words(kept)
+
+
+@pytest.mark.parametrize("tables", ["bert", "python"])
+@pytest.mark.parametrize("method", ["encode", "encode_with_offsets"])
+def test_marks_of_two_classes_in_turn_take_time_in_proportion(tables, method):
+    """Eight times the text took sixty-four times the time; here it may take twenty times."""
+    own = WordPieceTokenizer(dense_vocabulary(), tables=tables)
+
+    def seconds(n: int) -> float:
+        text, best = "\U0001d165\U0001d16d" * n, float("inf")
+        for _ in range(3):
+            own.clear_caches()
+            began = time.process_time()
+            getattr(own, method)(text)
+            best = min(best, time.process_time() - began)
+        return best
+
+    assert seconds(16_000) < 20 * seconds(2_000)

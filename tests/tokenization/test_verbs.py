@@ -57,6 +57,31 @@ def test_train_encode_and_compare(door, text, monkeypatch):  # noqa: F811
     assert {path.name for path in Path("b").iterdir()} == {"bench.json", "bench.md", "bench.png"}
 
 
+def test_special_tokens_of_another_vocabulary(door, text, monkeypatch):  # noqa: F811
+    """Trained, encoded, compared and exported with the tokens of RoBERTa's kind."""
+    roles = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    tokens = [part for role, token in roles.items() for part in (f"--{role}-token", token)]
+    result = door("wordpiece", "train", text, "--vocab-size", 600, "--out", "v.txt", "--hf", "hf", *tokens)
+    assert result.status == 0, result.err
+    pieces = read_vocabulary("v.txt")
+    assert pieces[:5] == list(roles.values()) and len(pieces) == 600
+    theirs = BertTokenizerFast(
+        vocab={piece: i for i, piece in enumerate(pieces)}, **{f"{role}_token": token for role, token in roles.items()}
+    )
+    give(monkeypatch, "The tree <mask> fell \uc9f1 [MASK]\n".encode())
+    result = door("wordpiece", "encode", "--vocab", "v.txt", *tokens)
+    wanted = theirs("The tree <mask> fell \uc9f1 [MASK]")["input_ids"]
+    assert [int(i) for i in result.out.split()] == wanted and theirs.mask_token_id in wanted
+    saved = AutoTokenizer.from_pretrained("hf")
+    assert saved.eos_token == "</s>" and saved("The tree <mask>")["input_ids"] == theirs("The tree <mask>")["input_ids"]
+    bench = ("wordpiece", "bench", "--text", text, "--vocab", "v.txt", "--repeats", 1, "--limit", 9, "--out", "b")
+    assert door(*bench, *tokens).status == 0
+    result = door("wordpiece", "encode", "--vocab", "v.txt")
+    assert result.status == 2 and "lacks the special tokens [PAD], [UNK]" in result.err
+    result = door("wordpiece", "encode", "--vocab", "v.txt", *tokens, "--sep-token", "<s>")
+    assert result.status == 2 and "two special tokens are the same" in result.err
+
+
 def test_formats(door, vocab, tmp_path):  # noqa: F811
     source = tmp_path / "in.txt"
     source.write_bytes("The \u00c9cole [MASK]\r\nx".encode())

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,4 +132,5 @@ def legacy_tokenizer(own: WordPieceTokenizer) -> Any | None:
             do_lower_case=own.config.lowercase,
             strip_accents=own.config.strip_accents,
             tokenize_chinese_chars=own.config.chinese_chars,
+            **{f"{role}_token": token for role, token in asdict(own.special_tokens).items()},
         )
