@@ -41,8 +41,9 @@ class EvaluationModule(GenerationModule):
 
     Both methods share the base's weights, its hand-written forward where there is one, processors, stop tokens and
     noise. For each batch both run in turn, ``repeats`` times, and who begins alternates: what else the machine does
-    hits both alike. Of a turn's repeats the one with the median wall time is recorded, with the seconds of all. Where a
-    callback asks for features, both methods answer once more for them, untimed.
+    hits both alike. Of a turn's repeats the one with the median time is recorded (on a CPU that of the processor, which
+    other work hardly touches, else wall time), with the seconds of all. Where a callback asks for features, both
+    methods answer once more for them, untimed.
 
     Args:
         base: see `GenerationModule`.
@@ -171,7 +172,7 @@ class EvaluationModule(GenerationModule):
 
 
 def _median(tries: Sequence[QuestionOutcome]) -> QuestionOutcome:
-    """Of several runs of one question, the turns with the median wall time, each with the seconds of all runs."""
+    """Of several runs of one question, the turns with the median time, each with the seconds of all runs."""
     failed = next((outcome for outcome in tries if outcome.error is not None), None)
     if failed is not None:
         return failed
@@ -184,6 +185,8 @@ def _median(tries: Sequence[QuestionOutcome]) -> QuestionOutcome:
 
 
 def _median_turn(repeats: Sequence[TurnOutcome]) -> TurnOutcome:
-    seconds = [turn.generation.prefill_seconds + turn.generation.decode_seconds for turn in repeats]
+    wall = [turn.generation.prefill_seconds + turn.generation.decode_seconds for turn in repeats]
+    processor = [turn.processor_share for turn in repeats if turn.processor_share is not None]
+    seconds = processor if len(processor) == len(wall) else wall
     middle = sorted(range(len(seconds)), key=seconds.__getitem__)[(len(seconds) - 1) // 2]
-    return replace(repeats[middle], wall_times=seconds)
+    return replace(repeats[middle], wall_times=wall, processor_times=processor)

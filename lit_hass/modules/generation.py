@@ -244,6 +244,7 @@ class GenerationModule(LightningModule):
             raw = batch.prompting.decode(self._without_stop(generation))
             text = raw.strip() if self.strip_answers else raw
             talk.answers.append(text)
+            on_cpu = generation.batch_processor_seconds > 0
             talk.turns.append(
                 TurnOutcome(
                     text=text,
@@ -253,6 +254,11 @@ class GenerationModule(LightningModule):
                     seed=None if self.sampling.greedy else seed,
                     batch_rows=generation.batch_rows,
                     time_share=generation.batch_seconds / generation.batch_rows,
+                    text_tokens=batch.prompting.count(text),
+                    processor_share=generation.batch_processor_seconds / generation.batch_rows if on_cpu else None,
+                    processor_prefill_share=(
+                        generation.prefill_processor_seconds / generation.batch_rows if on_cpu else None
+                    ),
                 )
             )
 

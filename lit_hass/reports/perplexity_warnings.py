@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lit_hass.metrics.functional.jackknife import FEWEST_UNITS
+
 #: Of the WikiText-2 raw test split: what everybody evaluates on.
 WIKITEXT2_TEST = {"pages": 62, "words": 241_335, "bytes": 1_290_527}
 _HALF = ("bfloat16", "float16")
@@ -121,11 +123,14 @@ def _of_protocol(name: str, protocol: dict[str, Any], report: dict[str, Any]) ->
     if protocol["document_kind"] == "windows":
         yield (
             "windows_as_documents",
-            "the tokenizer does not tell where a token stands in the text, so standard errors are over windows, not "
-            "pages",
+            "the tokenizer does not tell where a token stands in the text, so standard errors and intervals are over "
+            "windows, not pages; windows of one text are no independent samples, and intervals likely too narrow",
         )
-    elif 1 < protocol["documents"] < 10:
-        yield "few_documents", f"{protocol['documents']} documents are few for a 95 % interval; it is likely too narrow"
+    elif 1 < protocol["documents"] < FEWEST_UNITS:
+        yield (
+            "few_documents",
+            f"{protocol['documents']} documents are too few for an interval ({FEWEST_UNITS} at least)",
+        )
     if card["mean"] == "texts":
         yield "mean_of_texts", "the mean of the texts' own perplexities is comparable with no other protocol's number"
     if not math.isfinite(protocol["nll"]) or protocol["token_ppl"] == math.inf:
