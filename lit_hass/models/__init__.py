@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_hass.models.draft_loading import check_draft, load_draft, resolve_draft
     from lit_hass.models.folders import check_base, load_config, resolve_base, shipped_names
     from lit_hass.models.loading import load_base, load_tokenizer, parse_dtype
+    from lit_hass.models.pairs import check_shipped_draft, own_draft, tree_of
     from lit_hass.models.stopping import stop_ids
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "DraftModel": "lit_hass.models.draft",
     "check_base": "lit_hass.models.folders",
     "check_draft": "lit_hass.models.draft_loading",
+    "check_shipped_draft": "lit_hass.models.pairs",
     "context_length": "lit_hass.models.context",
     "load_base": "lit_hass.models.loading",
     "load_draft": "lit_hass.models.draft_loading",
@@ -33,11 +35,13 @@ _HOMES = {
     "load_tokenizer": "lit_hass.models.loading",
     "parse_dtype": "lit_hass.models.loading",
     "model_digest": "lit_hass.models.digest",
+    "own_draft": "lit_hass.models.pairs",
     "resolve_base": "lit_hass.models.folders",
     "resolve_draft": "lit_hass.models.draft_loading",
     "save_draft": "lit_hass.models.draft_checkpoint",
     "shipped_names": "lit_hass.models.folders",
     "stop_ids": "lit_hass.models.stopping",
+    "tree_of": "lit_hass.models.pairs",
 }
 
 __all__ = (
@@ -46,18 +50,21 @@ __all__ = (
     "DraftModel",
     "check_base",
     "check_draft",
+    "check_shipped_draft",
     "context_length",
     "load_base",
     "load_config",
     "load_draft",
     "load_tokenizer",
     "model_digest",
+    "own_draft",
     "parse_dtype",
     "resolve_base",
     "resolve_draft",
     "save_draft",
     "shipped_names",
     "stop_ids",
+    "tree_of",
 )
 
 

@@ -13,7 +13,7 @@ from lit_hass.data.question_datamodule import QuestionBatch
 from lit_hass.decoding import AutoregressiveDecoder, Decoder, SamplingConfig, SpeculativeDecoder, TreeConfig
 from lit_hass.decoding.divergence import first_divergence, top_two_gap
 from lit_hass.errors import UserError
-from lit_hass.models import load_draft
+from lit_hass.models import load_draft, own_draft
 from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
 from lit_hass.modules.generation import GenerationModule
 
@@ -47,7 +47,7 @@ class EvaluationModule(GenerationModule):
 
     Args:
         base: see `GenerationModule`.
-        draft: likewise; needed here.
+        draft: likewise; None takes the one that is shipped with the base, and there must be one.
         tree: likewise.
         sampling: of both methods.
         max_new_tokens: likewise.
@@ -67,8 +67,8 @@ class EvaluationModule(GenerationModule):
     def __init__(
         self,
         base: str = "html_to_tsv",
-        draft: str = "html_to_tsv",
-        tree: TreeConfig = TreeConfig(),
+        draft: str | None = None,
+        tree: TreeConfig | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 512,
         dtype: str = "auto",
@@ -81,8 +81,12 @@ class EvaluationModule(GenerationModule):
         model_id: str | None = None,
     ) -> None:
         """See the class."""
+        draft = draft or own_draft(base)
         if not draft:
-            raise UserError("model.draft is needed to compare a base with its draft; predict answers without one")
+            raise UserError(
+                f"model.draft is needed to compare a base with its draft, and none is shipped with {base}: give "
+                "--model.draft one of that base (predict answers without one)"
+            )
         if repeats < 1:
             raise UserError(f"model.repeats must be at least 1, found {repeats}")
         super().__init__(

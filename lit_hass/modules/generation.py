@@ -24,6 +24,7 @@ from lit_hass.errors import RunError, UserError
 from lit_hass.models import (
     check_base,
     check_draft,
+    check_shipped_draft,
     context_length,
     load_base,
     load_draft,
@@ -32,6 +33,7 @@ from lit_hass.models import (
     parse_dtype,
     resolve_draft,
     stop_ids,
+    tree_of,
 )
 from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
 from lit_hass.modules.memory import peak_memory, reset_peak_memory
@@ -53,7 +55,8 @@ class GenerationModule(LightningModule):
         base: a `transformers` folder, hub id or shipped name (``html_to_tsv``).
         draft: an EAGLE-1, EAGLE-2 or HASS checkpoint of that base (folder, hub id or shipped name); None decodes token
             by token.
-        tree: the sizes of the draft's tree.
+        tree: the sizes of the draft's tree; None takes those that belong to a shipped pair, and the published ones
+            (60, 5, 10) with any other draft.
         sampling: how tokens are chosen.
         max_new_tokens: limit for each answer.
         dtype: of the weights: ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a name.
@@ -75,7 +78,7 @@ class GenerationModule(LightningModule):
         self,
         base: str = "html_to_tsv",
         draft: str | None = None,
-        tree: TreeConfig = TreeConfig(),
+        tree: TreeConfig | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 512,
         dtype: str = "auto",
@@ -93,7 +96,8 @@ class GenerationModule(LightningModule):
         if warmup < 0:
             raise UserError(f"model.warmup must not be negative, found {warmup}")
         self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
-        self.draft, self.tree = draft, tree
+        self.draft = draft
+        self.tree = tree or TreeConfig(**((draft and tree_of(base, draft)) or {}))
         self.base_dtype, self.device_map = dtype, device_map
         self.extra_stop_ids = tuple(extra_stop_ids or ())
         self.seed, self.warmup, self.strip_answers = seed, warmup, strip_answers
@@ -114,6 +118,7 @@ class GenerationModule(LightningModule):
         parse_dtype(self.base_dtype)
         check_base(self.base)
         if self.draft is not None:
+            check_shipped_draft(self.base, self.draft)
             check_draft(self.draft, self.base)
 
     def setup(self, stage: str) -> None:

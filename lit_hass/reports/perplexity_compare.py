@@ -103,7 +103,13 @@ def _protocol(
         if one is None or other is None:
             continue
         units[unit] = {"one": one, "other": other, **_paired(lines_a, lines_b, weight, one, other)}
-    return {"units": units, "printed": a["printed"]["unit"], "same_settings": a["fingerprint"] == b["fingerprint"]}
+    original = [p["printed"].get("original", True) for p in (a, b)]
+    return {
+        "units": units,
+        "printed": a["printed"]["unit"],
+        "original": original,
+        "same_settings": a["fingerprint"] == b["fingerprint"],
+    }
 
 
 def _paired(
