@@ -4,27 +4,43 @@
     python benchmarks/speculative_speed.py --questions 80 --rounds 5 --tree 29,27,1 --trim --threads 1
 
 Every question is answered by all three in turn (greedy, batch 1, stop tokens of the model), the order rotating, so that
-a loaded machine hits all alike. Seconds are end to end, prefill and the draft's pass over the prompt included. The
-answers must be equal. Then it says what a step costs outside the forwards of base and draft (tree, verification, cache,
-choice of tokens), in CPU seconds, beside one single-row forward of the base.
+a loaded machine hits all alike. Seconds are end to end, prefill and the draft's pass over the prompt included. On a CPU
+the ratios are those of processor seconds (of all threads together), which other work hardly touches, and those of wall
+time stand beside them, with the machine's load; on any other device they are of wall time. The interval is over
+questions, of the median of the rounds: it says how far the ratio would vary with other such questions, and nothing of
+what the machine does. The answers must be equal. Then it says what a step costs outside the forwards of base and draft
+(tree, verification, cache, choice of tokens), in CPU seconds, beside one single-row forward of the base.
 
 The task is copying: speculation's best case.
 """
 
 import argparse
+import math
+import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_hass.data.prompting import Prompting
 from lit_hass.decoding import AutoregressiveDecoder, SpeculativeDecoder, TreeConfig
-from lit_hass.decoding.clock import device_seconds
-from lit_hass.models import load_base, load_draft, load_tokenizer, stop_ids
+from lit_hass.decoding.clock import Clocks, device_seconds, read_clocks
+from lit_hass.metrics.functional.jackknife import ratio_interval
+from lit_hass.models import (
+    check_shipped_draft,
+    load_base,
+    load_draft,
+    load_tokenizer,
+    own_draft,
+    stop_ids,
+    tree_of,
+)
 from lit_hass.pretrained import questions_file
 from lit_hass.records import read_questions
 
@@ -64,41 +80,76 @@ def compare(methods: dict[str, Callable[[Tensor], Tensor]], prompts: list[Tensor
     for name in names:
         equal = sum(a == b for a, b in zip(tokens[name], tokens["hass"], strict=True))
         print(f"{name}: {equal} of {len(prompts)} answers equal those with the draft")
-    print("round   " + "   ".join(f"{name:>10}" for name in names) + "   tokens/s;   ratio to " + ", ".join(names[:-1]))
-    ratios: dict[str, list[float]] = {name: [] for name in names[:-1]}
+    by_processor = device.type == "cpu"
+    clock = "processor" if by_processor else "wall"
+    pairs = ", ".join(f"{name} / hass" for name in names[:-1])
+    heads = [*(f"{name:>10}" for name in names), f"tokens per {clock} second", f"ratio {pairs}"]
+    print("round   " + "   ".join([*heads, *(["by wall time"] if by_processor else []), "load"]))
+    times = np.zeros((rounds, len(names), len(prompts), 2))  # wall, processor
     for turn in range(rounds):
-        seconds: Counter[str] = Counter()
         for index, prompt in enumerate(prompts):
             shift = (turn + index) % len(names)
             for name in names[shift:] + names[:shift]:
-                start = device_seconds(device)
-                methods[name](prompt)
-                seconds[name] += device_seconds(device) - start
-        for name in ratios:
-            ratios[name].append(seconds[name] / seconds["hass"])
-        speeds = "   ".join(f"{count / seconds[name]:10.1f}" for name in names)
-        print(f"{turn + 1:5d}   {speeds}              " + "  ".join(f"{ratios[name][-1]:.2f}" for name in ratios))
-    for name, values in ratios.items():
-        print(f"median ratio to {name}: {statistics.median(values):.2f} (min {min(values):.2f})")
+                times[turn, names.index(name), index] = timed(methods[name], prompt, device)
+        wall, processor = np.moveaxis(times[turn].sum(axis=1), -1, 0)
+        chosen = processor if by_processor else wall
+        ratios = ["  ".join(f"{each[i] / each[-1]:.2f}" for i in range(len(names) - 1)) for each in (chosen, wall)]
+        speeds = "   ".join(f"{count / seconds:10.1f}" for seconds in chosen)
+        print(f"{turn + 1:5d}   {speeds}   {'   '.join(ratios if by_processor else ratios[:1])}   {load()}", flush=True)
+    for place, name in enumerate(names[:-1]):
+        of = [each.sum(axis=2)[:, place] / each.sum(axis=2)[:, -1] for each in np.moveaxis(times, -1, 0)]
+        # Each question's median over the rounds, then the sums over questions.
+        both = np.median(times[..., int(by_processor)], axis=0)[[place, -1]].T
+        bounds = ratio_interval(both, lambda sums: np.log(sums[0] / sums[1]), both)
+        shown = "no interval of so few" if bounds is None else "95% over questions {:.2f} to {:.2f}".format(
+            *map(math.exp, bounds)
+        )  # fmt: skip
+        ratio = both[:, 0].sum() / both[:, 1].sum()
+        wall_ratio = f"; by wall time {statistics.median(of[0]):.2f}" if by_processor else ""
+        print(f"ratio to {name} by {clock} time: {ratio:.2f} ({shown}; rounds {min(of[int(by_processor)]):.2f} to "
+              f"{max(of[int(by_processor)]):.2f}){wall_ratio}")  # fmt: skip
+
+
+def timed(answer: Callable[[Tensor], Tensor], prompt: Tensor, device: Any) -> Clocks:
+    """What one answer takes."""
+    device_seconds(device)
+    start = read_clocks(device)
+    answer(prompt)
+    device_seconds(device)
+    return read_clocks(device).since(start)
+
+
+def load() -> str:
+    """Processes of the machine that run or wait for a processor, over the last minute."""
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def main() -> None:
     """Parse the command line, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="html_to_tsv")
-    parser.add_argument("--draft", default="html_to_tsv")
+    parser.add_argument("--draft", help="default: the one that is shipped with the base")
     parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tree", default="29,27,1", help="total_tokens,depth,top_k")
+    parser.add_argument("--tree", help="total_tokens,depth,top_k (default: the shipped pair's own, else 60,5,10)")
     parser.add_argument("--trim", action="store_true", help="draft nothing behind a stop token")
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.draft = args.draft or own_draft(args.base)
+    if args.draft is None:
+        parser.error(f"none is shipped with {args.base}: give --draft")
+    check_shipped_draft(args.base, args.draft)
     base = load_base(args.base, device=args.device)
     tokenizer = load_tokenizer(args.base)
-    tree = TreeConfig(*map(int, args.tree.split(",")), trim=args.trim)
+    if args.tree:
+        total_tokens, depth, top_k = map(int, args.tree.split(","))
+        tree = TreeConfig(total_tokens, depth, top_k)
+    else:
+        tree = TreeConfig(**(tree_of(args.base, args.draft) or {}))
+    tree = replace(tree, trim=args.trim)
     hass = SpeculativeDecoder(base, load_draft(args.draft, base), tree)
     plain = AutoregressiveDecoder(base)
     questions = read_questions(questions_file("html_to_tsv"))[: args.questions]

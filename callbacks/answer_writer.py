@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,7 @@ def answer_line(outcome: QuestionOutcome, model_id: str) -> dict[str, Any]:
         choices,
         peak_memory=outcome.peak_memory,
         collected_features=outcome.collected_features,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows has none
     ).to_dict()
 
 
@@ -179,6 +181,10 @@ def _turn(turn: TurnOutcome, accepted: Sequence[str]) -> TurnRecord:
         exact_match=any(map(turn.matches, accepted)) if accepted else None,
         wall_times=turn.wall_times,
         divergence_gap=turn.divergence_gap,
+        text_tokens=turn.text_tokens,
+        processor_time=turn.processor_share,
+        processor_prefill_time=turn.processor_prefill_share,
+        processor_times=turn.processor_times,
     )
 
 

@@ -33,18 +33,15 @@ class ComparisonReport(Callback):
     Args:
         baseline: the writer's method that is compared to.
         hass: the method that is compared.
-        resamples: of the bootstrap over questions.
 
     Attributes:
         comparison: after the run, on rank 0: see `lit_hass.reports.compare_runs`.
         lossless: False where the second method gave other tokens than it had to.
     """
 
-    def __init__(self, baseline: str = "baseline", hass: str = "hass", resamples: int = 2000) -> None:
+    def __init__(self, baseline: str = "baseline", hass: str = "hass") -> None:
         """See the class."""
-        if resamples < 1:
-            raise UserError(f"ComparisonReport.resamples must be at least 1, found {resamples}")
-        self.baseline, self.hass, self.resamples = baseline, hass, resamples
+        self.baseline, self.hass = baseline, hass
         self.comparison: dict[str, Any] = {}
         self.lossless = True
         self._collapse: Path | None = None
@@ -72,7 +69,7 @@ class ComparisonReport(Callback):
         categories = {q.question_id: q.category for q in data.questions if q.category} if data is not None else None
         # Failed questions make the exit status say so; the others are compared all the same, and the report names it.
         failed = any(is_failed(answer) for lines in answers for answer in lines)
-        self.comparison = compare_runs(parts[0], parts[1], failed, self.resamples, categories=categories)
+        self.comparison = compare_runs(parts[0], parts[1], failed, categories=categories)
         self.lossless = self.comparison["lossless"] is not False
         folder = parts[0].parent
         write_comparison(folder, self.comparison)

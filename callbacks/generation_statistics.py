@@ -202,12 +202,20 @@ def _print_table(statistics: dict[str, Any]) -> None:
     both = f"{speed['end_to_end']:.1f} end to end, {speed['decode_only']:.1f} decoding only"
     each = f", each of {statistics['devices']} processes" if statistics["devices"] > 1 else ""
     table.add_row("tokens per second", both + each)
+    spent = statistics["tokens_per_processor_second"]
+    if math.isfinite(spent["end_to_end"]):
+        both = f"{spent['end_to_end']:.1f} end to end, {spent['decode_only']:.1f} decoding only"
+        table.add_row("tokens per processor second", both)
+    load = statistics["load"]
+    if load is not None:
+        processors = statistics["environment"]["cpu_count"]
+        table.add_row("load of the machine", f"{load['mean']:.1f} (up to {load['max']:.1f}) on {processors} processors")
     if statistics["collected_features"]:
         table.add_row("", "while features were collected: no measure of the decoder's speed")
     acceptance = statistics["acceptance"]
     if acceptance is not None:
         first = f"{acceptance['by_depth'][0]:.0%} of the first drafted tokens accepted"
-        both = f"{acceptance['micro']:.2f} tokens a step ({acceptance['original']:.2f} by the original definition)"
+        both = f"{acceptance['micro']:.2f} tokens a step ({acceptance['mean_of_questions']:.2f} as a mean of questions)"
         table.add_row("acceptance length", f"{both}, {first}")
     seconds = statistics["seconds"]
     table.add_row("seconds", f"{seconds['prefill']:.2f} reading prompts, {seconds['decode']:.2f} decoding")

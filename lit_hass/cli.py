@@ -18,6 +18,7 @@ import callbacks  # noqa: F401
 from lit_hass import __version__, data, modules
 from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
+from lit_hass.tree_arguments import check_tree_arguments
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ def main(args: list[str]) -> int:
         RunError: the run, or one of its samples, failed.
     """
     quiet_libraries()
+    check_tree_arguments(args)
     if args[0] == "evaluate":  # a predict run of a module of its own
         args = ["predict", "-c", str(EVALUATE), *args[1:]]
     LitHassCLI(args)

@@ -108,6 +108,10 @@ class Prompting:
         """The text of generated ids: special tokens removed, white space left as it is."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has when it is read by itself, with the special tokens that the tokenizer adds."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
     def settings(self) -> dict[str, Any]:
         """What of this decides a prompt, for the resume key."""
         return {

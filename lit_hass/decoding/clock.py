@@ -1,8 +1,31 @@
-"""Time that includes what the device still has to do."""
+"""Time that includes what the device still has to do, and the processor's time beside it."""
 
 import time
+from typing import NamedTuple
 
 import torch
+
+
+class Clocks(NamedTuple):
+    """What two clocks say, or the difference of two readings of them.
+
+    Attributes:
+        wall: Seconds that pass, whatever else the machine does meanwhile.
+        processor: Seconds that the processors gave this process, all its threads together; 0.0 with a device of its
+            own, for which it says nothing.
+    """
+
+    wall: float
+    processor: float
+
+    def since(self, start: "Clocks") -> "Clocks":
+        """What has passed between ``start`` and this reading."""
+        return Clocks(self.wall - start.wall, self.processor - start.processor)
+
+
+def read_clocks(device: torch.device) -> Clocks:
+    """Read both clocks as they stand; what was submitted to ``device`` may still run."""
+    return Clocks(time.perf_counter(), time.process_time() if device.type == "cpu" else 0.0)
 
 
 def device_seconds(device: torch.device) -> float:

@@ -74,6 +74,9 @@ class Generation:
         draft_prefill_seconds: Of the decode seconds, those of the draft's pass over the batch's prompts.
         batch_rows: How many rows were decoded together with this one, itself included.
         batch_seconds: From the start of that batch until its last row was done.
+        prefill_processor_seconds: Of the process's processors (all its threads together) in ``prefill_seconds``; 0.0 on
+            a device of its own.
+        batch_processor_seconds: Likewise in ``batch_seconds``.
         features: What was collected, or None.
     """
 
@@ -86,4 +89,6 @@ class Generation:
     draft_prefill_seconds: float = 0.0
     batch_rows: int = 1
     batch_seconds: float = 0.0
+    prefill_processor_seconds: float = 0.0
+    batch_processor_seconds: float = 0.0
     features: TokenFeatures | None = None

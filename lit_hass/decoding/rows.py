@@ -1,6 +1,5 @@
 """What both decoders share: the rows of a batch, from prompts to what the caller gets."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lit_hass.decoding.clock import device_seconds
+from lit_hass.decoding.clock import Clocks, device_seconds, read_clocks
 from lit_hass.decoding.forward import BaseForward, KVCache
 from lit_hass.decoding.generation import Generation, StopReason, TokenFeatures, TokenState
 from lit_hass.decoding.noise import check_seeds
@@ -35,9 +34,10 @@ class Row:
         rejected: Those of draft nodes that it dropped, likewise.
         drafted: The draft's predictions behind accepted tokens, likewise.
         drafted_rows: The rows of ``hidden`` that these predict.
-        seconds: Until the first token, and from then on.
+        times: Until the first token, and from then on.
         draft_seconds: Of the draft's pass over the prompt.
-        batch: Rows of its batch, and seconds.
+        batch_rows: Rows of its batch.
+        batch_time: From the start of that batch until its last row was done.
     """
 
     index: int
@@ -52,9 +52,10 @@ class Row:
     rejected: list[Tensor] = field(default_factory=list)
     drafted: list[Tensor] = field(default_factory=list)
     drafted_rows: list[int] = field(default_factory=list)
-    seconds: tuple[float, float] = (0.0, 0.0)
+    times: tuple[Clocks, Clocks] = (Clocks(0.0, 0.0), Clocks(0.0, 0.0))
     draft_seconds: float = 0.0
-    batch: tuple[int, float] = (1, 0.0)
+    batch_rows: int = 1
+    batch_time: Clocks = Clocks(0.0, 0.0)
 
     @property
     def length(self) -> int:
@@ -150,19 +151,23 @@ class RowBatch(ABC):
         self.prefixes: Tensor | None = None  # [B, capacity] beside the logits, only for penalties
 
     def run(self) -> None:
-        """Fill in the rows' tokens, hidden states and seconds."""
-        everyone, start = self.rows, device_seconds(self.forward.device)
+        """Fill in the rows' tokens, hidden states and times."""
+        everyone, device = self.rows, self.forward.device
+        device_seconds(device)  # what was submitted before is not the batch's
+        start = read_clocks(device)
         self._begin()
-        first = time.perf_counter()  # the tokens are on the host, so the device is done
+        first = read_clocks(device)  # the tokens are on the host, so the device is done
         self._stop_clocks(start, first, first)
         while running := [index for index, row in enumerate(self.rows) if not row.done(self.stop)]:
             if len(running) < len(self.rows):
                 self._keep(running)
             self._step()
-            self._stop_clocks(start, first, time.perf_counter())
-        seconds = max(sum(row.seconds) for row in everyone)
+            self._stop_clocks(start, first, read_clocks(device))
+        # The rows that end last; a step ends all of them at once.
+        last = max((row.times for row in everyone), key=lambda times: times[1].wall)
         for row in everyone:
-            row.batch = (len(everyone), seconds)
+            row.batch_rows = len(everyone)
+            row.batch_time = Clocks(*(a + b for a, b in zip(*last, strict=True)))
 
     @abstractmethod
     def _begin(self) -> None:
@@ -190,14 +195,15 @@ class RowBatch(ABC):
         if self.prefixes is not None:
             self.prefixes = self.prefixes[torch.tensor(running, device=self.prefixes.device)]
 
-    def _stop_clocks(self, start: float, first: float, now: float) -> None:
+    def _stop_clocks(self, start: Clocks, first: Clocks, now: Clocks) -> None:
         for row in self.rows:
             if row.done(self.stop):
-                row.seconds = (first - start, now - first)
+                row.times = (first.since(start), now.since(first))
 
 
 def _finish(row: Row, stop: frozenset[int], collect: bool, wanted: int) -> Generation:
     """Turn a row into what the caller gets."""
+    prefill, decode = row.times
     limit: StopReason = "length" if row.limit == wanted else "context"
     reason = "stop" if row.tokens and row.tokens[-1] in stop else limit
     return Generation(
@@ -205,11 +211,13 @@ def _finish(row: Row, stop: frozenset[int], collect: bool, wanted: int) -> Gener
         stop_reason=reason,
         accept_lengths=row.accept_lengths,
         steps=row.steps,
-        prefill_seconds=row.seconds[0],
-        decode_seconds=row.seconds[1],
+        prefill_seconds=prefill.wall,
+        decode_seconds=decode.wall,
         draft_prefill_seconds=row.draft_seconds,
-        batch_rows=row.batch[0],
-        batch_seconds=row.batch[1],
+        batch_rows=row.batch_rows,
+        batch_seconds=row.batch_time.wall,
+        prefill_processor_seconds=prefill.processor,
+        batch_processor_seconds=row.batch_time.processor,
         features=_features(row) if collect else None,
     )
 

@@ -85,7 +85,7 @@ class SpeculativeDecoder(Decoder):
             SpeculativeBatch(self.forward, self.draft, tree, [row], sampling, ends, False).run()
             if len(row.tokens) >= min(_SHORT, room):
                 break
-        return row.seconds[1] / max(1, len(row.tokens) - 1)
+        return row.times[1].wall / max(1, len(row.tokens) - 1)
 
 
 class SpeculativeBatch(RowBatch):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lit_hass.models.draft_loading import check_draft, load_draft, resolve_draft
     from lit_hass.models.folders import check_base, load_config, resolve_base, shipped_names
     from lit_hass.models.loading import attention_kind, dtype_setting, load_base, load_tokenizer, parse_dtype
+    from lit_hass.models.pairs import check_shipped_draft, own_draft, tree_of
     from lit_hass.models.stopping import stop_ids
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "check_base": "lit_hass.models.folders",
     "check_draft": "lit_hass.models.draft_loading",
     "check_context": "lit_hass.models.context",
+    "check_shipped_draft": "lit_hass.models.pairs",
     "context_length": "lit_hass.models.context",
     "context_of_run": "lit_hass.models.context",
     "find_decoder": "lit_hass.models.decoder",
@@ -39,11 +41,13 @@ _HOMES = {
     "load_tokenizer": "lit_hass.models.loading",
     "parse_dtype": "lit_hass.models.loading",
     "model_digest": "lit_hass.models.digest",
+    "own_draft": "lit_hass.models.pairs",
     "resolve_base": "lit_hass.models.folders",
     "resolve_draft": "lit_hass.models.draft_loading",
     "save_draft": "lit_hass.models.draft_checkpoint",
     "shipped_names": "lit_hass.models.folders",
     "stop_ids": "lit_hass.models.stopping",
+    "tree_of": "lit_hass.models.pairs",
 }
 
 __all__ = (
@@ -54,6 +58,7 @@ __all__ = (
     "check_base",
     "check_context",
     "check_draft",
+    "check_shipped_draft",
     "context_length",
     "context_of_run",
     "find_decoder",
@@ -63,12 +68,14 @@ __all__ = (
     "load_draft",
     "load_tokenizer",
     "model_digest",
+    "own_draft",
     "parse_dtype",
     "resolve_base",
     "resolve_draft",
     "save_draft",
     "shipped_names",
     "stop_ids",
+    "tree_of",
 )
 
 

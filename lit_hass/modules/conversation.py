@@ -24,7 +24,13 @@ class TurnOutcome:
         batch_rows: how many turns were decoded together.
         time_share: seconds of that batch divided by ``batch_rows``: summed over all turns of a run they give the time
             spent decoding, at any batch size.
+        text_tokens: how many tokens the text has when the tokenizer reads it again, with the special tokens that it
+            adds: what the original ``speed.py`` counts.
+        processor_share: seconds of the process's processors in that batch, divided by ``batch_rows``; None on a device
+            of its own.
+        processor_prefill_share: of these, those until the first token.
         wall_times: seconds of every repetition, where a comparison repeats turns.
+        processor_times: likewise of the processors.
         divergence_gap: how far the base's best token is ahead of the second (logits; sampled: with their noise) where
             this answer leaves the one it is compared with; None where it does not, or nobody looked.
         prompt_digest: of the prompt's ids.
@@ -37,7 +43,11 @@ class TurnOutcome:
     seed: int | None
     batch_rows: int
     time_share: float
+    text_tokens: int | None = None
+    processor_share: float | None = None
+    processor_prefill_share: float | None = None
     wall_times: list[float] = field(default_factory=list)
+    processor_times: list[float] = field(default_factory=list)
     divergence_gap: float | None = None
     prompt_digest: str | None = None
 

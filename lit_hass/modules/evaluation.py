@@ -13,7 +13,7 @@ from lit_hass.data.question_datamodule import QuestionBatch
 from lit_hass.decoding import AutoregressiveDecoder, Decoder, SamplingConfig, SpeculativeDecoder, TreeConfig
 from lit_hass.decoding.divergence import first_divergence, top_two_gap
 from lit_hass.errors import UserError
-from lit_hass.models import load_draft
+from lit_hass.models import load_draft, own_draft
 from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
 from lit_hass.modules.generation import GenerationModule
 
@@ -41,12 +41,13 @@ class EvaluationModule(GenerationModule):
 
     Both methods share the base's weights, its hand-written forward where there is one, processors, stop tokens and
     noise. For each batch both run in turn, ``repeats`` times, and who begins alternates: what else the machine does
-    hits both alike. Of a turn's repeats the one with the median wall time is recorded, with the seconds of all. Where a
-    callback asks for features, both methods answer once more for them, untimed.
+    hits both alike. Of a turn's repeats the one with the median time is recorded (on a CPU that of the processor, which
+    other work hardly touches, else wall time), with the seconds of all. Where a callback asks for features, both
+    methods answer once more for them, untimed.
 
     Args:
         base: see `GenerationModule`.
-        draft: likewise; needed here.
+        draft: likewise; None takes the one that is shipped with the base, and there must be one.
         tree: likewise.
         sampling: of both methods.
         max_new_tokens: likewise.
@@ -67,8 +68,8 @@ class EvaluationModule(GenerationModule):
     def __init__(
         self,
         base: str = "html_to_tsv",
-        draft: str = "html_to_tsv",
-        tree: TreeConfig = TreeConfig(),
+        draft: str | None = None,
+        tree: TreeConfig | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 512,
         dtype: str = "auto",
@@ -82,8 +83,12 @@ class EvaluationModule(GenerationModule):
         context: int | None = None,
     ) -> None:
         """See the class."""
+        draft = draft or own_draft(base)
         if not draft:
-            raise UserError("model.draft is needed to compare a base with its draft; predict answers without one")
+            raise UserError(
+                f"model.draft is needed to compare a base with its draft, and none is shipped with {base}: give "
+                "--model.draft one of that base (predict answers without one)"
+            )
         if repeats < 1:
             raise UserError(f"model.repeats must be at least 1, found {repeats}")
         super().__init__(
@@ -180,7 +185,7 @@ class EvaluationModule(GenerationModule):
 
 
 def _median(tries: Sequence[QuestionOutcome]) -> QuestionOutcome:
-    """Of several runs of one question, the turns with the median wall time, each with the seconds of all runs."""
+    """Of several runs of one question, the turns with the median time, each with the seconds of all runs."""
     failed = next((outcome for outcome in tries if outcome.error is not None), None)
     if failed is not None:
         return failed
@@ -193,6 +198,8 @@ def _median(tries: Sequence[QuestionOutcome]) -> QuestionOutcome:
 
 
 def _median_turn(repeats: Sequence[TurnOutcome]) -> TurnOutcome:
-    seconds = [turn.generation.prefill_seconds + turn.generation.decode_seconds for turn in repeats]
+    wall = [turn.generation.prefill_seconds + turn.generation.decode_seconds for turn in repeats]
+    processor = [turn.processor_share for turn in repeats if turn.processor_share is not None]
+    seconds = processor if len(processor) == len(wall) else wall
     middle = sorted(range(len(seconds)), key=seconds.__getitem__)[(len(seconds) - 1) // 2]
-    return replace(repeats[middle], wall_times=seconds)
+    return replace(repeats[middle], wall_times=wall, processor_times=processor)

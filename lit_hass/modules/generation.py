@@ -29,6 +29,7 @@ from lit_hass.models import (
     check_base,
     check_context,
     check_draft,
+    check_shipped_draft,
     context_of_run,
     dtype_setting,
     load_base,
@@ -39,6 +40,7 @@ from lit_hass.models import (
     parse_dtype,
     resolve_draft,
     stop_ids,
+    tree_of,
 )
 from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
 from lit_hass.modules.memory import peak_memory, reset_peak_memory
@@ -62,7 +64,8 @@ class GenerationModule(LightningModule):
         base: a `transformers` folder, hub id or shipped name (``html_to_tsv``).
         draft: an EAGLE-1, EAGLE-2 or HASS checkpoint of that base (folder, hub id or shipped name); None decodes token
             by token.
-        tree: the sizes of the draft's tree.
+        tree: the sizes of the draft's tree; None takes those that belong to a shipped pair, and the published ones
+            (60, 5, 10) with any other draft.
         sampling: how tokens are chosen.
         max_new_tokens: limit for each answer.
         dtype: of the weights: ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a name.
@@ -86,7 +89,7 @@ class GenerationModule(LightningModule):
         self,
         base: str = "html_to_tsv",
         draft: str | None = None,
-        tree: TreeConfig = TreeConfig(),
+        tree: TreeConfig | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 512,
         dtype: str = "auto",
@@ -105,7 +108,8 @@ class GenerationModule(LightningModule):
         if warmup < 0:
             raise UserError(f"model.warmup must not be negative, found {warmup}")
         self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
-        self.draft, self.tree = draft, tree
+        self.draft = draft
+        self.tree = tree or TreeConfig(**((draft and tree_of(base, draft)) or {}))
         self.base_dtype, self.device_map = dtype, device_map
         self.extra_stop_ids = tuple(extra_stop_ids or ())
         self.seed, self.warmup, self.strip_answers = seed, warmup, strip_answers
@@ -128,6 +132,7 @@ class GenerationModule(LightningModule):
         check_base(self.base)
         context_of_run(self)
         if self.draft is not None:
+            check_shipped_draft(self.base, self.draft)
             check_draft(self.draft, self.base)
 
     def check_trainer(self, trainer: Any) -> None:
@@ -298,6 +303,7 @@ class GenerationModule(LightningModule):
             raw = batch.prompting.decode(self._without_stop(generation))
             text = raw.strip() if self.strip_answers else raw
             talk.answers.append(text)
+            on_cpu = generation.batch_processor_seconds > 0
             talk.turns.append(
                 TurnOutcome(
                     text=text,
@@ -308,6 +314,11 @@ class GenerationModule(LightningModule):
                     seed=None if self.sampling.greedy else seed,
                     batch_rows=generation.batch_rows,
                     time_share=generation.batch_seconds / generation.batch_rows,
+                    text_tokens=batch.prompting.count(text),
+                    processor_share=generation.batch_processor_seconds / generation.batch_rows if on_cpu else None,
+                    processor_prefill_share=(
+                        generation.prefill_processor_seconds / generation.batch_rows if on_cpu else None
+                    ),
                 )
             )
 

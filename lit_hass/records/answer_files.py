@@ -57,6 +57,8 @@ def parse_answer(obj: object) -> AnswerRecord:
     memory = obj.get("peak_memory")
     if not _is_int_or_null(memory):
         raise ValueError("peak_memory must be an integer or null")
+    if not _is_number_or_null(obj.get("load")):
+        raise ValueError("load must be a number or null")
     return AnswerRecord(
         question_id,
         obj["model_id"],
@@ -64,6 +66,7 @@ def parse_answer(obj: object) -> AnswerRecord:
         answer_id=obj["answer_id"],
         tstamp=obj["tstamp"],
         peak_memory=memory,
+        load=obj.get("load"),
     )
 
 
@@ -141,6 +144,10 @@ _PER_TURN = {
     "exact_match": (False, lambda value: value is None or isinstance(value, bool)),
     "wall_times": (False, lambda value: isinstance(value, list) and all(map(_is_number, value))),
     "divergence_gap": (False, _is_number_or_null),
+    "text_tokens": (False, _is_int_or_null),
+    "processor_time": (False, _is_number_or_null),
+    "processor_prefill_time": (False, _is_number_or_null),
+    "processor_times": (False, lambda value: isinstance(value, list) and all(map(_is_number, value))),
 }
 
 

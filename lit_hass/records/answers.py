@@ -8,8 +8,10 @@ from typing import Any
 
 from lit_hass.records.json_lines import QuestionId
 
-# What only a run made for a comparison has.
-_OF_COMPARISONS = frozenset({"wall_times", "divergence_gap"})
+# What only a run made for a comparison has, or only one on a CPU.
+_ONLY_WHERE_KNOWN = frozenset(
+    {"wall_times", "divergence_gap", "text_tokens", "processor_time", "processor_prefill_time", "processor_times"}
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class TurnRecord:
         exact_match: Whether the text as generated is the reference, to the character; None without a reference.
         wall_times: Seconds of every repetition, of which ``wall_time`` is one; empty where it ran once.
         divergence_gap: See `ChoiceRecord`.
+        text_tokens: Tokens of the text when the tokenizer reads it again, special ones included.
+        processor_time: Seconds of the process's processors in the batch, divided by ``batch_rows``; on a CPU only.
+        processor_prefill_time: Of these, those to the first token.
+        processor_times: ``processor_time`` of every repetition.
     """
 
     text: str
@@ -51,6 +57,10 @@ class TurnRecord:
     exact_match: bool | None = None
     wall_times: Sequence[float] = ()
     divergence_gap: float | None = None
+    text_tokens: int | None = None
+    processor_time: float | None = None
+    processor_prefill_time: float | None = None
+    processor_times: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class ChoiceRecord:
         divergence_gap: How far the base's best token is ahead of the second (logits; sampled: with their noise) where
             the answer leaves that of the run it is compared with; None where nothing differs. Empty where nobody
             looked, or nothing differs in any turn.
+        text_tokens: Tokens of each text when the tokenizer reads it again, with the special tokens that it adds.
+        processor_time: Seconds of the process's processors, all its threads together, in the turn's batch, divided by
+            ``batch_rows``. Other work on the machine does not enter them. On a CPU only, else empty.
+        processor_prefill_time: Of these, those to the first token.
+        processor_times: ``processor_time`` of every repetition, like ``wall_times``.
     """
 
     index: int
@@ -105,6 +120,10 @@ class ChoiceRecord:
     exact_match: list[bool | None] = field(default_factory=list)
     wall_times: list[list[float]] = field(default_factory=list)
     divergence_gap: list[float | None] = field(default_factory=list)
+    text_tokens: list[int | None] = field(default_factory=list)
+    processor_time: list[float | None] = field(default_factory=list)
+    processor_prefill_time: list[float | None] = field(default_factory=list)
+    processor_times: list[list[float]] = field(default_factory=list)
 
     @classmethod
     def from_turns(cls, index: int, turns: Sequence[TurnRecord]) -> "ChoiceRecord":
@@ -130,12 +149,16 @@ class ChoiceRecord:
             exact_match=[t.exact_match for t in turns],
             wall_times=[list(t.wall_times) for t in turns] if all(t.wall_times for t in turns) else [],
             divergence_gap=_unless_all_none([t.divergence_gap for t in turns]),
+            text_tokens=_unless_all_none([t.text_tokens for t in turns]),
+            processor_time=_unless_all_none([t.processor_time for t in turns]),
+            processor_prefill_time=_unless_all_none([t.processor_prefill_time for t in turns]),
+            processor_times=[list(t.processor_times) for t in turns] if all(t.processor_times for t in turns) else [],
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as it stands in the answer line, the original's keys first; keys of a comparison only if set."""
+        """The choice as it stands in the answer line, the original's keys first; some of ours only where known."""
         # Not dataclasses.asdict: it copies every token id one by one.
-        return {key: value for key, value in vars(self).items() if value or key not in _OF_COMPARISONS}
+        return {key: value for key, value in vars(self).items() if value or key not in _ONLY_WHERE_KNOWN}
 
 
 @dataclass(frozen=True)
@@ -151,6 +174,8 @@ class AnswerRecord:
         error: None, or why the question failed.
         peak_memory: Bytes, while it was answered; None where it is unknown.
         collected_features: Whether features were copied meanwhile, so that its times are no measure of speed.
+        load: Processes of the whole machine that ran or waited for a processor, this one's included, on average over
+            the minute before the line was made; None where the system does not tell.
     """
 
     question_id: QuestionId
@@ -161,6 +186,7 @@ class AnswerRecord:
     error: str | None = None
     peak_memory: int | None = None
     collected_features: bool = False
+    load: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -179,10 +205,12 @@ class AnswerRecord:
             "choices": [choice.to_dict() for choice in self.choices],
             "peak_memory": self.peak_memory,
         }
+        if self.load is not None:
+            line["load"] = self.load
         return {**line, "collected_features": True} if self.collected_features else line
 
 
-def _unless_all_none(values: list[float | None]) -> list[float | None]:
+def _unless_all_none(values: list[Any]) -> list[Any]:
     return [] if all(value is None for value in values) else values
 
 

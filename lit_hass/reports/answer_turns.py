@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+#: What seconds are counted: those that pass, or those that the processors gave the process.
+Clock = Literal["wall", "processor"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class AnswerTurn:
         stop_reason: ``"stop"``, ``"length"`` or ``"context"``.
         exact_match: whether the answer is the reference.
         divergence_gap: gap of logits where the answer leaves that of another run.
+        text_tokens: tokens of the text when its tokenizer reads it again, special ones included.
+        processor_seconds: seconds of the processors, the turn's share of its batch's.
+        processor_prefill_seconds: of these, those until the first token.
+        processor_times: ``processor_seconds`` of every repetition.
     """
 
     text: str
@@ -42,6 +49,16 @@ class AnswerTurn:
     stop_reason: str | None
     exact_match: bool | None
     divergence_gap: float | None
+    text_tokens: int | None = None
+    processor_seconds: float = math.nan
+    processor_prefill_seconds: float = math.nan
+    processor_times: Sequence[float] = ()
+
+    def times(self, clock: Clock) -> tuple[float, float, Sequence[float]]:
+        """By one clock: seconds (a share), those until the first token, and seconds of every repetition."""
+        if clock == "processor":
+            return self.processor_seconds, self.processor_prefill_seconds, self.processor_times
+        return self.seconds, self.prefill_seconds, self.wall_times
 
     @property
     def later_tokens(self) -> int:
@@ -87,6 +104,10 @@ def _turn(choice: dict[str, Any], i: int) -> AnswerTurn:
         stop_reason=entry("stop_reason"),
         exact_match=entry("exact_match"),
         divergence_gap=entry("divergence_gap"),
+        text_tokens=entry("text_tokens"),
+        processor_seconds=_seconds(entry("processor_time")),
+        processor_prefill_seconds=_seconds(entry("processor_prefill_time")),
+        processor_times=entry("processor_times") or (),
     )
 
 

@@ -45,14 +45,10 @@ def compare(args: list[str]) -> int:
     parser.add_argument(
         "--allow-differences", action="store_true", help="compare an unfair pair too, and print what differs"
     )
-    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     options = parser.parse_args(args)
     if is_perplexity_run(options.baseline) or is_perplexity_run(options.hass):
         return _compare_perplexity(options)
-    comparison = compare_runs(
-        options.baseline, options.hass, options.allow_differences, options.resamples, options.seed
-    )
+    comparison = compare_runs(options.baseline, options.hass, options.allow_differences)
     hass = Path(options.hass)
     out = Path(options.out) if options.out else (hass if hass.is_dir() else hass.parent) / "comparison"
     write_comparison(ensure_writable(out), comparison)

@@ -10,12 +10,13 @@ from typing import Any
 from lit_hass.errors import UserError
 from lit_hass.metrics.functional.acceptance import tau_micro
 from lit_hass.records import QuestionId, to_jsonable
+from lit_hass.reports.answer_turns import Clock
 from lit_hass.reports.comparison_fairness import Difference, find_differences
-from lit_hass.reports.comparison_join import JoinedQuestion, join
+from lit_hass.reports.comparison_join import JoinedQuestion, headline_clock, join
 from lit_hass.reports.comparison_notes import lossless, notes
 from lit_hass.reports.comparison_run import ComparedRun, read_categories, read_run
 from lit_hass.reports.comparison_speed import cost_model, original_speedup, repeats_of, speed_comparison
-from lit_hass.reports.generation_statistics import generation_statistics
+from lit_hass.reports.generation_statistics import generation_statistics, machine_load
 from lit_hass.reports.token_agreement import token_agreement
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ def compare_runs(
     baseline_folder: str | os.PathLike[str],
     hass_folder: str | os.PathLike[str],
     allow_differences: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
     categories: Mapping[QuestionId, str] | None = None,
 ) -> dict[str, Any]:
     """Compare a run with a draft to the baseline's, question by question.
@@ -36,21 +35,21 @@ def compare_runs(
         hass_folder: the same for the run with a draft.
         allow_differences: compare an unfair pair too; the result names what differs. Where the two do not draw from the
             same distribution there is no headline.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
         categories: question id -> category; None looks into the question file that the runs name.
 
     Returns:
         plain JSON values, null for what is undefined:
 
         * ``runs``: path, model, draft, tree, preset and counts of ``baseline`` and ``hass``.
-        * ``headline``: speedup end to end and decoding only with their intervals; None where the runs' distributions
-          differ or are unknown.
+        * ``headline``: speedup end to end and decoding only with their intervals, and by which ``clock``; None where
+          the runs' distributions differ or are unknown.
         * ``same_distribution``: true, false, or null where settings are unknown; ``differences``: what is unfair about
           the pair (see `Difference`); ``lossless``: whether the tokens are the baseline's own, null where nothing can
           be said; ``notes``: sentences.
-        * ``speed``: ``end_to_end`` and ``decode_only`` (see `speed_comparison`), ``original`` (`original_speedup`),
-          ``repeats`` (`repeats_of`), ``resamples``, ``seed``, ``level``.
+        * ``speed``: ``end_to_end`` and ``decode_only`` by wall time (see `speed_comparison`); ``processor``: the same
+          by the processors' time, null where not all answers know it; ``clock``: which of both is the headline's, and
+          that of ``repeats`` (`repeats_of`), ``cost_model``, ``categories`` and ``questions``; ``original``
+          (`original_speedup`); ``level``. ``load``: of the machine while each run's answers were timed.
         * ``acceptance``: of both runs, null without a draft (see `generation_statistics`).
         * ``agreement``: see `token_agreement`. ``exact_match``: of both runs, and of how many answers both, one or the
           other match. ``cost_model``: see there.
@@ -64,10 +63,6 @@ def compare_runs(
         UserError: a run cannot be read, nothing was answered by both, or the pair is unfair and that is not allowed;
             the message names what differs.
     """
-    if resamples < 1:
-        raise UserError(f"the bootstrap needs at least 1 resample, found {resamples}")
-    if seed < 0:
-        raise UserError(f"the bootstrap's seed must not be negative, found {seed}")
     baseline, hass = read_run(baseline_folder), read_run(hass_folder)
     if baseline.path.resolve() == hass.path.resolve():
         raise UserError(f"{baseline.path}: a run cannot be compared with itself")
@@ -80,7 +75,7 @@ def compare_runs(
     questions = join(baseline, hass, found)
     if not questions:
         raise UserError(f"{baseline.path} and {hass.path} have no answered question in common")
-    return to_jsonable(_compare(baseline, hass, questions, differences, (resamples, seed), source))
+    return to_jsonable(_compare(baseline, hass, questions, differences, source))
 
 
 def _compare(
@@ -88,16 +83,17 @@ def _compare(
     hass: ComparedRun,
     questions: Sequence[JoinedQuestion],
     differences: Sequence[Difference],
-    bootstrap: tuple[int, int],
     category_source: str | None,
 ) -> dict[str, Any]:
     same = _same_distribution(differences)
-    speed: dict[str, Any] = speed_comparison(questions, *bootstrap)
+    clock = headline_clock(questions)
+    processor = speed_comparison(questions, "processor") if clock == "processor" else None
+    speed: dict[str, Any] = {**speed_comparison(questions), "processor": processor}
     agreement = token_agreement(questions)
     verdict, unknown_loss = lossless(baseline, hass, same, agreement)
     comparison = {
         "runs": {"baseline": _about(baseline), "hass": _about(hass)},
-        "headline": _headline(speed) if same else None,
+        "headline": _headline(processor or speed, clock) if same else None,
         "same_distribution": same,
         "lossless": verdict,
         "differences": [difference.to_dict() for difference in differences],
@@ -108,20 +104,20 @@ def _compare(
         },
         "speed": {
             **speed,
+            "clock": clock,
             "original": original_speedup(baseline, hass),
-            "repeats": repeats_of(questions),
-            "resamples": bootstrap[0],
-            "seed": bootstrap[1],
+            "repeats": repeats_of(questions, clock),
             "level": 0.95,
         },
+        "load": {"baseline": _load(baseline), "hass": _load(hass)},
         "acceptance": {"baseline": _acceptance(baseline), "hass": _acceptance(hass)},
         "agreement": agreement,
         "exact_match": _exact_match(questions),
         "collapse": {"baseline": _collapse(baseline), "hass": _collapse(hass)},
-        "cost_model": cost_model(questions, tau_micro(a for q in questions for a in q.accepted)),
-        "categories": _by_category(questions, bootstrap),
+        "cost_model": cost_model(questions, tau_micro(a for q in questions for a in q.accepted), clock),
+        "categories": _by_category(questions, clock),
         "category_source": category_source,
-        "questions": [_question(question) for question in questions],
+        "questions": [_question(question, clock) for question in questions],
         "undefined": _undefined(questions),
     }
     return {**comparison, "notes": list(notes(baseline, hass, comparison, unknown_loss))}
@@ -133,8 +129,9 @@ def _same_distribution(differences: Sequence[Difference]) -> bool | None:
     return None if any(d.key == "settings" for d in differences) else True
 
 
-def _headline(speed: dict[str, Any]) -> dict[str, Any]:
+def _headline(speed: dict[str, Any], clock: Clock) -> dict[str, Any]:
     return {
+        "clock": clock,
         "speedup": speed["end_to_end"]["ratio"],
         "interval": speed["end_to_end"]["interval"],
         "decode_only_speedup": speed["decode_only"]["ratio"],
@@ -193,16 +190,24 @@ def _exact_match(questions: Sequence[JoinedQuestion]) -> dict[str, Any]:
     }
 
 
-def _by_category(questions: Sequence[JoinedQuestion], bootstrap: tuple[int, int]) -> dict[str, Any]:
+def _load(run: ComparedRun) -> dict[str, Any] | None:
+    """Of the machine, over a run's answers; None where nobody wrote it down."""
+    load, environment = machine_load(list(run.answered.values())), run.environment or {}
+    if load is None:
+        return None
+    return {**load, "processors": environment.get("cpu_count"), "threads": environment.get("cpu_threads")}
+
+
+def _by_category(questions: Sequence[JoinedQuestion], clock: Clock) -> dict[str, Any]:
     groups: dict[str, list[JoinedQuestion]] = {}
     for question in questions:
         if question.category is not None:
             groups.setdefault(question.category, []).append(question)
-    return {name: _category(groups[name], bootstrap) for name in sorted(groups)}
+    return {name: _category(groups[name], clock) for name in sorted(groups)}
 
 
-def _category(group: Sequence[JoinedQuestion], bootstrap: tuple[int, int]) -> dict[str, Any]:
-    speed, agreement = speed_comparison(group, *bootstrap), token_agreement(group)
+def _category(group: Sequence[JoinedQuestion], clock: Clock) -> dict[str, Any]:
+    speed, agreement = speed_comparison(group, clock), token_agreement(group)
     return {
         "questions": len(group),
         "speedup": speed["end_to_end"]["ratio"],
@@ -214,8 +219,10 @@ def _category(group: Sequence[JoinedQuestion], bootstrap: tuple[int, int]) -> di
     }
 
 
-def _question(question: JoinedQuestion) -> dict[str, Any]:
-    one, other, agreement = question.baseline, question.hass, token_agreement([question])
+def _question(question: JoinedQuestion, clock: Clock) -> dict[str, Any]:
+    # Without a timed turn there is no clock, and nothing on the wall's.
+    one, other = question.costs.get(clock) or question.costs["wall"]
+    agreement = token_agreement([question])
     return {
         "question_id": question.question_id,
         "category": question.category,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_hass.records import QuestionId
-from lit_hass.reports.answer_turns import AnswerTurn, turns_of_choice
+from lit_hass.reports.answer_turns import AnswerTurn, Clock, turns_of_choice
 from lit_hass.reports.comparison_run import ComparedRun
 
 
@@ -36,10 +36,15 @@ class JoinedTurn:
         """Whether the seconds of both are known."""
         return math.isfinite(self.baseline.seconds) and math.isfinite(self.hass.seconds)
 
+    @property
+    def has_processor_time(self) -> bool:
+        """Whether both know what the processors spent."""
+        return math.isfinite(self.baseline.processor_seconds) and math.isfinite(self.hass.processor_seconds)
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What some turns of one run cost.
+    """What some turns of one run cost, by one clock.
 
     Attributes:
         tokens: new tokens.
@@ -56,15 +61,16 @@ class Cost:
     repeats: Sequence[float] = ()
 
     @classmethod
-    def of(cls, turns: Sequence[AnswerTurn]) -> Cost:
+    def of(cls, turns: Sequence[AnswerTurn], clock: Clock = "wall") -> Cost:
         """Add up turns. Repetitions count for turns decoded alone, since others share their batch's seconds."""
         repeats: Sequence[float] = ()
-        counts = {len(turn.wall_times) for turn in turns}
+        times = [turn.times(clock) for turn in turns]
+        counts = {len(each) for _, _, each in times}
         if len(counts) == 1 and counts != {0} and all(turn.batch_rows in (None, 1) for turn in turns):
-            repeats = [float(sum(each)) for each in zip(*(turn.wall_times for turn in turns), strict=True)]
-        seconds = float(np.median(repeats)) if repeats else float(sum(turn.seconds for turn in turns))
+            repeats = [float(sum(each)) for each in zip(*(each for _, _, each in times), strict=True)]
+        seconds = float(np.median(repeats)) if repeats else float(sum(seconds for seconds, _, _ in times))
         later = sum(turn.later_tokens for turn in turns)
-        prefill = float(sum(turn.prefill_seconds for turn in turns))
+        prefill = float(sum(prefill for _, prefill, _ in times))
         return cls(sum(turn.new_tokens for turn in turns), seconds, later, seconds - prefill, repeats)
 
     @property
@@ -95,14 +101,18 @@ class JoinedQuestion:
         return [turn for turn in self.turns if turn.is_timed]
 
     @cached_property
-    def baseline(self) -> Cost:
-        """What the baseline's timed turns cost."""
-        return Cost.of([turn.baseline for turn in self.timed])
+    def costs(self) -> dict[Clock, tuple[Cost, Cost]]:
+        """What the timed turns of both cost, the baseline's first; by the processors only where all are known."""
+        pair = [turn.baseline for turn in self.timed], [turn.hass for turn in self.timed]
+        clocks: tuple[Clock, ...] = ("wall", "processor")
+        known = clocks if all(turn.has_processor_time for turn in self.timed) else clocks[:1]
+        return {clock: (Cost.of(pair[0], clock), Cost.of(pair[1], clock)) for clock in known}
 
-    @cached_property
-    def hass(self) -> Cost:
-        """What the other's timed turns cost."""
-        return Cost.of([turn.hass for turn in self.timed])
+
+def headline_clock(questions: Sequence[JoinedQuestion]) -> Clock:
+    """Which clock's speedup says most: that of the processors where all timed turns know it, else the wall's."""
+    timed = [question for question in questions if question.timed]
+    return "processor" if timed and all("processor" in question.costs for question in timed) else "wall"
 
 
 def join(

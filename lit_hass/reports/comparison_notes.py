@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_hass.metrics.functional.jackknife import FEWEST_UNITS
 from lit_hass.records.answer_files import superseded_note
 from lit_hass.reports.comparison_fairness import is_greedy
 from lit_hass.reports.comparison_run import PRESETS, ComparedRun
 
-#: Below this the percentile bootstrap is clearly too sure of itself.
-_FEW_QUESTIONS = 10
 _WHY_NOT_ORIGINAL = (
     "its repetition penalty of {repetition_penalty} and its ban of repeated n-grams of {no_repeat_ngram_size} also see "
     "the prompt, so every token of the question is made less likely, and the answer may not copy even a trigram of it: "
@@ -98,10 +97,55 @@ def notes(
     rows = {run.batch_rows or 1 for run in (baseline, hass)}
     if rows != {1}:
         yield f"up to {max(rows)} answers were decoded together; an answer's seconds are its share of its batch's."
-    if comparison["joined"]["questions"] < _FEW_QUESTIONS:
-        count = comparison["joined"]["questions"]
-        few = "1 question is" if count == 1 else f"{count} questions are"
-        yield f"{few} few; an interval from so few tends to be too narrow."
+    yield from _of_certainty(comparison)
+    yield from _of_originals(comparison)
     if comparison["undefined"]:
         said = "; ".join(f"{reason}: {count}" for reason, count in comparison["undefined"].items())
         yield f"left out or undefined: {said}."
+
+
+def _of_certainty(comparison: dict[str, Any]) -> Iterable[str]:
+    """What the intervals cover, and what the machine did."""
+    speed = comparison["speed"]
+    measured = (speed["processor"] or speed)["end_to_end"]
+    if measured["interval"] is not None:
+        yield (
+            "intervals are over questions: so far the ratio would vary with other questions of the same kind. What the "
+            "machine does is in none of them."
+        )
+    elif 0 < measured["questions"] < FEWEST_UNITS:
+        count = "1 question has" if measured["questions"] == 1 else f"{measured['questions']} questions have"
+        yield f"{count} no interval ({FEWEST_UNITS} at least): whether they are typical, so few cannot say."
+    few = [name for name, found in comparison["categories"].items() if found["questions"] < FEWEST_UNITS]
+    if few and measured["interval"] is not None:
+        yield f"categories of fewer than {FEWEST_UNITS} questions have no interval: {', '.join(few)}."
+    if speed["clock"] == "processor":
+        yield (
+            "the headline is by processor time (of all threads together), which other work on the machine hardly "
+            "touches; wall time is what a user waits on a machine as busy as this one was."
+        )
+    loads = {name: load for name, load in comparison["load"].items() if load is not None}
+    if loads:
+        mean, most = max(load["mean"] for load in loads.values()), max(load["max"] for load in loads.values())
+        threads = max((load["threads"] or 1) for load in loads.values())
+        processors = next(iter(loads.values()))["processors"]
+        said = f"the load of the machine was {mean:.1f} on average, at most {most:.1f}, on {processors} processors"
+        if mean > threads + 0.5:
+            yield f"{said}; this run is {threads} of it, the rest is other work, which wall times suffer from."
+        else:
+            yield f"{said}, this run included."
+
+
+def _of_originals(comparison: dict[str, Any]) -> Iterable[str]:
+    """One note on what the original scripts would print instead, where the rows do not bear their name."""
+    parts = []
+    if not comparison["speed"]["original"]["is_original"]:
+        parts.append("speed.py counts a baseline's tokens by tokenising its texts again, which these files do not tell")
+    lengths = [each for each in comparison["acceptance"].values() if each is not None]
+    if lengths and all(each["original"] is None for each in lengths):
+        parts.append(
+            "acceptance_length.py reads files of a decoder that goes one step beyond an end token that came as a bonus "
+            "token, and beyond the limit, and so prints a lower length"
+        )
+    if parts:
+        yield f'"mean of questions" is the original scripts\' formula, and not what they print: {"; ".join(parts)}.'

@@ -49,7 +49,7 @@ def comparison_parts(comparison: dict[str, Any], png: bytes) -> Iterable[str]:
         *section("Notes", bullets(comparison["notes"]), comparison["notes"]),
         *section("By category", table(CATEGORY_COLUMNS, category_rows(comparison)), comparison["categories"]),
         *_divergences(comparison["agreement"]["divergences"]),
-        *section("Questions", _questions(comparison["questions"]), comparison["questions"]),
+        *section("Questions", _questions(comparison), comparison["questions"]),
         *section("Runs", _runs(runs), runs),
     )
 
@@ -73,8 +73,10 @@ def _divergences(divergences: Sequence[dict[str, Any]]) -> Iterable[str]:
         yield f"<p>and {len(divergences) - len(rows)} more in comparison.json.</p>"
 
 
-def _questions(questions: Sequence[dict[str, Any]]) -> str:
-    columns = ("question", "category", "tokens/s baseline", "tokens/s hass", "speedup", "acceptance", "tokens")
+def _questions(comparison: dict[str, Any]) -> str:
+    questions = comparison["questions"]
+    speed = "tokens/CPU s" if comparison["speed"]["clock"] == "processor" else "tokens/s"
+    columns = ("question", "category", f"{speed} baseline", f"{speed} hass", "speedup", "acceptance", "tokens")
     rows = []
     for q in questions:
         same = {True: "identical", False: "<span class='differs'>differ</span>", None: "not recorded"}[q["identical"]]

@@ -49,8 +49,9 @@ def _speeds(axis: Axes, comparison: dict[str, Any]) -> None:
         if q["baseline"]["tokens_per_second"] is not None and q["hass"]["tokens_per_second"] is not None
     ]
     axis.set_title("Speed of each question", loc="left")
-    axis.set_xlabel("baseline, tokens per second")
-    axis.set_ylabel("hass, tokens per second")
+    second = "processor second" if comparison["speed"]["clock"] == "processor" else "second"
+    axis.set_xlabel(f"baseline, tokens per {second}")
+    axis.set_ylabel(f"hass, tokens per {second}")
     if not points:
         _say(axis, "no times recorded")
         return
@@ -67,7 +68,7 @@ def _speeds(axis: Axes, comparison: dict[str, Any]) -> None:
     axis.set_xlim(left, right)
     axis.set_ylim(0, 1.1 * max(*ys, right))
     axis.plot([left, right], [left, right], color=_BASELINE, linestyle="--", linewidth=1.2, label="equally fast")
-    ratio = comparison["speed"]["end_to_end"]["ratio"]
+    ratio = (comparison["speed"]["processor"] or comparison["speed"])["end_to_end"]["ratio"]
     if ratio is not None:
         label = f"{times(ratio)} over all"
         axis.plot([left, right], [ratio * left, ratio * right], color=_HASS, linewidth=1.2, label=label)

@@ -14,6 +14,7 @@ CATEGORY_COLUMNS = (
     "category", "questions", "speedup", "95% interval", "decoding only", "acceptance", "exact match", "identical",
 )  # fmt: skip
 _MOST_DEPTHS = 4
+_SECOND = {"wall": "second", "processor": "processor second"}
 _COLLAPSE = {"SVD entropy": "svd_entropy", "GNC2": "gnc2", "UNC3": "unc3", "CKA of draft and base": "cka"}
 
 
@@ -34,10 +35,12 @@ def headline(comparison: dict[str, Any]) -> str:
         if comparison["same_distribution"] is None:
             return "No headline: the runs' settings are not recorded, so nobody knows whether they are alike."
         return "No headline: the runs do not draw from the same distribution (see the differences)."
-    text = f"{times(found['speedup'])} the baseline's tokens per second end to end"
+    text = f"{times(found['speedup'])} the baseline's tokens per {_SECOND[found['clock']]} end to end"
     if found["interval"] is not None:
-        text += f" (95% interval {interval(found['interval'])})"
+        text += f" (95% interval over questions {interval(found['interval'])})"
     text += f", {times(found['decode_only_speedup'])} decoding only"
+    if found["clock"] == "processor":
+        text += f"; by the clock on the wall {times(comparison['speed']['end_to_end']['ratio'])}"
     acceptance = comparison["acceptance"]["hass"]
     if acceptance is not None:
         text += f", at an acceptance length of {number(acceptance['micro'])}"
@@ -64,10 +67,17 @@ def difference_texts(comparison: dict[str, Any]) -> list[str]:
 def figure_rows(comparison: dict[str, Any]) -> list[FigureRow]:
     """The main table."""
     speed, match, agreement = comparison["speed"], comparison["exact_match"], comparison["agreement"]
-    rows = [
+    rows = []
+    if speed["processor"] is not None:
+        rows += [
+            _speed_row("tokens/CPU s end to end", speed["processor"]["end_to_end"]),
+            _speed_row("tokens/CPU s decoding only", speed["processor"]["decode_only"]),
+        ]
+    name = "(original)" if speed["original"]["is_original"] else "mean of questions"
+    rows += [
         _speed_row("tokens/s end to end", speed["end_to_end"]),
         _speed_row("tokens/s decoding only", speed["decode_only"]),
-        _speed_row("tokens/s (original)", {**speed["original"], "interval": None}),
+        _speed_row(f"tokens/s {name}", {**speed["original"], "interval": None}),
     ]
     if speed["repeats"] is not None:
         repeats = speed["repeats"]
@@ -118,7 +128,9 @@ def _acceptance_rows(comparison: dict[str, Any]) -> list[FigureRow]:
 
     rows = [
         row("acceptance length", "micro"),
-        row("· (original)", "original"),
+        row("· mean of questions", "mean_of_questions")
+        if all(each is None or each["original"] is None for each in found)
+        else row("· (original)", "original"),
         row("· tokens per step", "tokens_per_step"),
         FigureRow("· % accepted, depth 1..", *(NOTHING if a is None else depths(a["by_depth"]) for a in found)),
     ]

@@ -45,8 +45,13 @@ def generation_statistics(
         * ``prompt_tokens``: the same.
         * ``tokens_per_second``: ``end_to_end`` (prefill included) and ``decode_only`` (the tokens after each
           first one over the seconds after it).
+        * ``tokens_per_processor_second``: the same over the seconds of the process's processors, which other work on
+          the machine hardly touches; of runs on a CPU.
+        * ``load``: of the machine while it answered, ``mean`` and ``max`` (see `AnswerRecord`); None where unknown.
         * ``acceptance``: None where nothing was drafted, else the acceptance length as ``micro`` (every step weighs
-          the same), ``original`` (EAGLE's script: choice 0, every question weighs the same) and ``tokens_per_step``;
+          the same), ``mean_of_questions`` (choice 0, every question weighs the same: the formula of EAGLE's script),
+          ``original`` (the same of a file that the original scripts wrote: what their script prints; None of ours,
+          because their decoder goes one step beyond an end token that came as the bonus token) and ``tokens_per_step``;
           ``by_depth``, ``histogram`` (steps with 0, 1, ... accepted tokens), ``node_acceptance_rate``,
           ``nodes_per_step``, ``steps``, and ``reasons`` for what is undefined or left out, with counts.
         * ``seconds``: total, prefill, decode; ``wall_time``: their distribution per turn.
@@ -71,6 +76,14 @@ def generation_statistics(
             "end_to_end": _speed(new_tokens, [turn.seconds for turn in turns]),
             "decode_only": _speed([turn.later_tokens for turn in turns], [turn.decode_seconds for turn in turns]),
         },
+        "tokens_per_processor_second": {
+            "end_to_end": _speed(new_tokens, [turn.processor_seconds for turn in turns]),
+            "decode_only": _speed(
+                [turn.later_tokens for turn in turns],
+                [turn.processor_seconds - turn.processor_prefill_seconds for turn in turns],
+            ),
+        },
+        "load": machine_load(answered),
         "acceptance": _acceptance(answered, nodes_per_step),
         "seconds": {"total": total, "prefill": prefill, "decode": _sum_known(t.decode_seconds for t in turns)},
         "wall_time": _distribution_known(turn.wall_time for turn in turns),
@@ -83,6 +96,12 @@ def generation_statistics(
         "collected_features": sum(bool(answer.get("collected_features")) for answer in answered),
         "unknown": _unknown(turns),
     }
+
+
+def machine_load(answers: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """``mean`` and ``max`` of the machine's load that answer lines wrote down; None where they did not."""
+    loads = [answer["load"] for answer in answers if answer.get("load") is not None]
+    return {"mean": float(np.mean(loads)), "max": float(max(loads))} if loads else None
 
 
 def distribution(values: Sequence[float] | np.ndarray) -> dict[str, float]:
@@ -107,17 +126,20 @@ def _acceptance(answers: Sequence[dict[str, Any]], nodes_per_step: int | None) -
     accepted = [a for choice in choices for a in choice.get("accept_length", ())]
     if not accepted:
         return None
-    original, left_out = tau_original(answer["choices"][0].get("accept_length", ()) for answer in answers)
+    mean, left_out = tau_original(answer["choices"][0].get("accept_length", ()) for answer in answers)
+    # The original scripts write no lists by turn.
+    original = not any(choice.get("accept_lengths") for choice in choices)
     new_tokens = sum(sum(choice["new_tokens"]) for choice in choices)
     reasons = {}
     if left_out:
-        reasons["questions without a step, left out of original"] = left_out
+        reasons["questions without a step, left out of mean_of_questions"] = left_out
     if nodes_per_step is None or nodes_per_step < 1:
         why = "the number of drafted nodes is not known" if nodes_per_step is None else "no nodes are drafted"
         reasons[f"{why}, so node_acceptance_rate is undefined"] = 1
     return {
         "micro": tau_micro(accepted),
-        "original": original,
+        "mean_of_questions": mean,
+        "original": mean if original else None,
         "tokens_per_step": tokens_per_step(new_tokens, len(accepted)),
         "by_depth": acceptance_by_depth(accepted),
         "histogram": accepted_histogram(accepted),

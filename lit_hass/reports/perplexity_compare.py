@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_hass.errors import UserError
+from lit_hass.metrics.functional.jackknife import FEWEST_UNITS
 from lit_hass.metrics.functional.perplexity import exp, paired_estimate, perplexity
 from lit_hass.reports.perplexity_files import read_perplexity
 from lit_hass.reports.perplexity_rows import UNIT_NAMES, number
@@ -104,7 +105,13 @@ def _protocol(
         if one is None or other is None:
             continue
         units[unit] = {"one": one, "other": other, **_paired(lines_a, lines_b, weight, one, other)}
-    return {"units": units, "printed": a["printed"]["unit"], "same_settings": a["fingerprint"] == b["fingerprint"]}
+    original = [p["printed"].get("original", True) for p in (a, b)]
+    return {
+        "units": units,
+        "printed": a["printed"]["unit"],
+        "original": original,
+        "same_settings": a["fingerprint"] == b["fingerprint"],
+    }
 
 
 def _paired(
@@ -123,10 +130,14 @@ def _paired(
     if math.isnan(estimate.standard_error):
         return {**ratio, **missing, "undefined": "fewer than two documents"}
     ratio = {"ln_ratio": estimate.mean, "ratio": exp(estimate.mean), "change": exp(estimate.mean) - 1}
+    bounds = estimate.interval
     return {
-        **ratio, "se": estimate.standard_error, "interval": list(estimate.interval), "documents": estimate.documents,
-        "undefined": None,
-    }  # fmt: skip
+        **ratio,
+        "se": estimate.standard_error,
+        "interval": None if bounds is None else list(bounds),
+        "documents": estimate.documents,
+        "undefined": None if bounds else f"{estimate.documents} documents are too few ({FEWEST_UNITS} at least)",
+    }
 
 
 def _exponents(a: dict[str, Any], b: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -167,6 +178,11 @@ def _notes(a: dict[str, Any], b: dict[str, Any], protocols: dict[str, Any], same
         yield "token perplexities are not compared: the tokenizers differ"
     for name in protocols:
         pair = [report["protocols"][name] for report in (a, b)]
+        if any(p.get("document_kind") == "windows" for p in pair):
+            yield (
+                f"the interval of {name} is over windows, which follow one another in one text and are no independent "
+                "samples: it is likely too narrow"
+            )
         if all(p["printed"]["unit"] == "mean_text_ppl" for p in pair):
             values = " and ".join(number(p["printed"]["value"]) for p in pair)
             yield f"{name} prints means of the texts' PPL, {values}; the pairs above are of its token perplexity"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_hass.records import ensure_writable, write_json, write_text
-from lit_hass.reports.perplexity_rows import NOTHING, number
+from lit_hass.reports.perplexity_rows import NOTHING, bracketed, number
 from lit_hass.reports.perplexity_tables import markdown_table, print_table, screen_table
 
 #: On the screen without the last two.
@@ -18,7 +18,8 @@ COLUMNS = ("protocol / unit", "one", "other", "change", "95% interval", "ln rati
 EXPONENT_COLUMNS = ("from / to", "T/W", "one", "other", "gap, one", "gap, other")
 #: What the marks in the first table mean.
 LEGEND = (
-    "[number]: what the protocol's original prints. Change and its interval are paired: document by document, so that "
+    "[number]: what the protocol's original prints; (number): the same with a softmax in float32, where the original "
+    "takes it in half precision and prints another. Change and its interval are paired: document by document, so that "
     "what makes a document hard for both models cancels."
 )
 #: What the second table shows.
@@ -34,7 +35,8 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
             shown = NOTHING if bounds is None else f"{_percent(bounds[0] - 1)} – {_percent(bounds[1] - 1)}"
             numbers = [number(values["one"]), number(values["other"])]
             if protocol["printed"] == f"{unit}_ppl":
-                numbers = [f"[{value}]" for value in numbers]
+                marks = ({"original": original} for original in protocol["original"])
+                numbers = [bracketed(values[run], mark) for run, mark in zip(("one", "other"), marks, strict=True)]
             logarithm = (f"{values['ln_ratio']:+.6f}", number(values["se"], 3))
             found.append((f"{name} / {unit}", *numbers, _percent(values["change"]), shown, *logarithm))
     return found

@@ -15,7 +15,7 @@ from lit_hass.metrics.functional.perplexity import (
     unit_gap,
 )
 from lit_hass.reports.perplexity_ladder import climb
-from lit_hass.reports.perplexity_warnings import warnings
+from lit_hass.reports.perplexity_warnings import HALF, HALF_SOFTMAX, warnings
 
 #: What each protocol's original prints.
 PRINTED = {"token": "token_ppl", "word": "word_ppl"}
@@ -38,13 +38,17 @@ def perplexity_report(
 
     Returns:
         ``protocols``, ``ladder`` (a list of rungs) and ``ladder_summary``, ``gaps``, ``text``, ``tokenizer``,
-        ``model``, ``warnings``, ``environment``; numbers that do not exist are NaN (null in JSON).
+        ``model``, ``warnings``, ``environment``; numbers that do not exist are NaN (null in JSON). A protocol's
+        ``printed`` is the number in the unit that its original prints; ``original`` in it says whether the original
+        prints just this number, which it does not where it takes the softmax in half precision.
 
     Raises:
         RunError: the ladder's parts do not add up, or counts differ from the plan's.
     """
     protocols = {
-        name: _protocol(planned, outcomes[planned["plan"]], description)
+        name: _protocol(
+            planned, outcomes[planned["plan"]], description, not (name in HALF_SOFTMAX and model["dtype"] in HALF)
+        )
         for name, planned in description["protocols"].items()
     }
     rungs, summary = climb(description["ladder"], outcomes, protocols)
@@ -61,7 +65,9 @@ def perplexity_report(
     return {**report, "warnings": warnings(report)}
 
 
-def _protocol(planned: dict[str, Any], outcome: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+def _protocol(
+    planned: dict[str, Any], outcome: dict[str, Any], description: dict[str, Any], original: bool
+) -> dict[str, Any]:
     nll, scored = outcome["nll"], outcome["tokens_scored"]
     # The text's own counts, also where tokens could not be assigned to pages.
     words, size = description["text"]["words"], description["text"]["bytes"]
@@ -111,7 +117,7 @@ def _protocol(planned: dict[str, Any], outcome: dict[str, Any], description: dic
     unit = "mean_text_ppl" if mean else PRINTED[planned["card"]["unit"]]
     if not mean and found[unit] is None:  # such as words where the first token of each page has no score
         unit += "_est"
-    return {**found, "printed": {"unit": unit, "value": found[unit]}}
+    return {**found, "printed": {"unit": unit, "value": found[unit], "original": original}}
 
 
 def _estimate(outcome: dict[str, Any], weights: Sequence[int]) -> Estimate | None:

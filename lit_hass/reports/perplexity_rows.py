@@ -24,7 +24,8 @@ UNIT_NAMES = {
 
 #: What the marks in the table mean.
 LEGEND = (
-    "[number]: what the protocol's original prints, and what the interval (over documents) is of. *: an estimate, "
+    "[number]: what the protocol's original prints, and what the interval (over documents) is of; (number): the same "
+    "with a softmax in float32, where the original takes it in half precision and prints another. *: an estimate, "
     "because the protocol does not score every token of the pages. T/W, T/B: tokens per word and byte, the exponents "
     "from token to word and byte perplexity."
 )
@@ -48,6 +49,11 @@ def interval(bounds: Sequence[float | None] | None) -> str:
     return f"{number(bounds[0], digits)} – {number(bounds[1], digits)}"
 
 
+def bracketed(value: float | None, printed: dict[str, Any]) -> str:
+    """A number in the marks of what a protocol's original prints, and of what it would print; see `LEGEND`."""
+    return f"[{number(value)}]" if printed.get("original", True) else f"({number(value)})"
+
+
 def result_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per protocol, for `RESULT_COLUMNS`."""
     return [_result_row(name, protocol) for name, protocol in report["protocols"].items()]
@@ -59,7 +65,7 @@ def _result_row(name: str, protocol: dict[str, Any]) -> tuple[str, ...]:
     def cell(unit: str) -> str:
         if protocol[unit] is None:
             return number(protocol[f"{unit}_est"]) + "*"
-        return f"[{number(protocol[unit])}]" if unit == printed else number(protocol[unit])
+        return bracketed(protocol[unit], protocol["printed"]) if unit == printed else number(protocol[unit])
 
     mean = protocol["mean_text_ppl"]
     token = cell("token_ppl") + ("" if mean is None else f" [{number(mean)} mean of texts]")

@@ -6,9 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lit_hass.metrics.functional.jackknife import FEWEST_UNITS
+
 #: Of the WikiText-2 raw test split: what everybody evaluates on.
 WIKITEXT2_TEST = {"pages": 62, "words": 241_335, "bytes": 1_290_527}
-_HALF = ("bfloat16", "float16")
+HALF = ("bfloat16", "float16")
+#: The protocols whose originals take the softmax in the model's own dtype.
+HALF_SOFTMAX = ("wanda", "lm_eval_wikitext")
 
 
 def warnings(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -62,11 +66,13 @@ def _of_text(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _of_model(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     dtype = report["model"].get("dtype")
-    if dtype in _HALF:
+    if dtype in HALF:
         yield (
             "half_precision", "",
-            f"weights and logits are {dtype}; the loss is taken in float32 here. Scripts that take it in the model's "
-            "dtype print another number (Wanda's in bfloat16: +1.2 % on the reference text)",
+            f"weights and logits are {dtype}; the loss is taken in float32 here. Wanda's script and "
+            "lm-evaluation-harness take it in the model's dtype and print another number (in bfloat16 by 1.2 % and "
+            "0.95 % on the reference text), so that theirs stand in ( ) and not in [ ]; --model.dtype float32 gives "
+            "what both print in float32",
         )  # fmt: skip
 
 
@@ -121,11 +127,14 @@ def _of_protocol(name: str, protocol: dict[str, Any], report: dict[str, Any]) ->
     if protocol["document_kind"] == "windows":
         yield (
             "windows_as_documents",
-            "the tokenizer does not tell where a token stands in the text, so standard errors are over windows, not "
-            "pages",
+            "the tokenizer does not tell where a token stands in the text, so standard errors and intervals are over "
+            "windows, not pages; windows of one text are no independent samples, and intervals likely too narrow",
         )
-    elif 1 < protocol["documents"] < 10:
-        yield "few_documents", f"{protocol['documents']} documents are few for a 95 % interval; it is likely too narrow"
+    elif 1 < protocol["documents"] < FEWEST_UNITS:
+        yield (
+            "few_documents",
+            f"{protocol['documents']} documents are too few for an interval ({FEWEST_UNITS} at least)",
+        )
     if card["mean"] == "texts":
         yield "mean_of_texts", "the mean of the texts' own perplexities is comparable with no other protocol's number"
     if not math.isfinite(protocol["nll"]) or protocol["token_ppl"] == math.inf:

@@ -21,6 +21,9 @@ def statistics_rows(runs: Sequence[ReportedRun]) -> Table:
         "new tokens": lambda s: _plain(_get(s, "new_tokens", "total")),
         "tokens/s end to end": lambda s: number(_get(s, "tokens_per_second", "end_to_end"), 1),
         "tokens/s decoding only": lambda s: number(_get(s, "tokens_per_second", "decode_only"), 1),
+        "tokens/CPU s end to end": lambda s: number(_get(s, "tokens_per_processor_second", "end_to_end"), 1),
+        "tokens/CPU s decoding only": lambda s: number(_get(s, "tokens_per_processor_second", "decode_only"), 1),
+        "load of the machine": lambda s: number(_get(s, "load", "mean"), 1),
         "acceptance length": lambda s: number(_get(s, "acceptance", "micro")),
     }
     return _table(found, rows)

@@ -128,7 +128,7 @@ def test_two_methods_stand_side_by_side(tiny_base: Path, draft: Path, tmp_path: 
     )  # fmt: skip
     parts = [*of_method("baseline", projector_classes=0), *of_method("hass", projector_classes=0)]
     answers = [kind(method=method) for kind in (AnswerWriter, GenerationStatistics) for method in ("baseline", "hass")]
-    run = predict(tmp_path, module, 3, *answers, *parts, ComparisonReport(resamples=20), ResourceMonitor())
+    run = predict(tmp_path, module, 3, *answers, *parts, ComparisonReport(), ResourceMonitor())
     found = {name: read(run / name / "collapse_metrics.json") for name in ("baseline", "hass")}
     # Greedy answers are the baseline's own, and so are the features behind them.
     for name, value in found["baseline"]["family"]["answer"].items():

@@ -78,7 +78,6 @@ def test_files_of_the_original_scripts(door, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (("--resamples", "0"), "resample"),
         (("--seed", "-1"), "seed"),
         (("--out", "/dev/null/x"), "/dev/null"),
     ],

@@ -26,7 +26,7 @@ def evaluation(tmp_path: Path) -> Path:
     folder = tmp_path / "evaluate"
     plain = write_run(folder / "baseline", [line(i, [turn([5, 6, 9], 2.0, prefill=0.5)]) for i in (1, 2)])
     hass = write_run(folder / "hass", [line(i, [turn([5, 6, 9], 0.5, [2], prefill=0.2)]) for i in (1, 2)], DRAFT)
-    write_comparison(folder, compare_runs(plain, hass, resamples=50))
+    write_comparison(folder, compare_runs(plain, hass))
     write_collapse_run(plain, metrics_dict(draft=False))
     write_collapse_run(hass, metrics_dict())
     write_json(folder / "resources.json", {"ranks": [RANK]})

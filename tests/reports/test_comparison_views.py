@@ -38,7 +38,7 @@ def comparison(folder: Path, broken: bool = False, drafted: bool = True, model=N
     draft = DRAFT if drafted else {}
     other = write_run(folder / "hass", lines(drafted, broken), {**draft, **(model or {})})
     categories = {number: "ab"[number % 2] for number in range(25)}
-    return compare_runs(one, other, allow, resamples=200, categories=categories)
+    return compare_runs(one, other, allow, categories=categories)
 
 
 def printed(found, width: int = 80) -> str:

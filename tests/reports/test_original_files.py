@@ -11,6 +11,7 @@ import pytest
 from lit_hass.errors import UserError
 from lit_hass.records import failed_answer, read_answers, to_json
 from lit_hass.reports import compare_runs, generation_statistics
+from lit_hass.reports.comparison_rows import figure_rows
 from tests.reports.run_folders import DRAFT, line, original_line, turn, write_lines_to, write_run
 
 
@@ -69,14 +70,34 @@ def test_their_formulas_on_our_files_give_what_we_report(tmp_path: Path, seed: i
     other = write_run(tmp_path / "hass", hass, DRAFT, {"num_choices": 2})
     found = compare_runs(one, other)
     expected = acceptance_length_script(other / "answers.jsonl")
-    assert found["acceptance"]["hass"]["original"] == pytest.approx(expected)
-    assert generation_statistics(hass)["acceptance"]["original"] == pytest.approx(expected)
+    assert found["acceptance"]["hass"]["mean_of_questions"] == pytest.approx(expected)
+    assert generation_statistics(hass)["acceptance"]["mean_of_questions"] == pytest.approx(expected)
+    # Their decoder makes more steps than ours, so that it is not what they would print.
+    assert found["acceptance"]["hass"]["original"] is None
+    assert any("one step beyond an end token" in note for note in found["notes"])
     # not the same thing as ours, or the test would say nothing
     assert abs(found["acceptance"]["hass"]["micro"] - expected) > 1e-3
     ratio = speed_script(other / "answers.jsonl", one / "answers.jsonl")
     assert found["speed"]["original"]["ratio"] == pytest.approx(ratio)
     assert abs(found["speed"]["end_to_end"]["ratio"] - ratio) > 1e-3
-    assert "tokenising" in found["speed"]["original"]["note"]
+    assert found["speed"]["original"]["is_original"] is False and "texts again" in found["speed"]["original"]["note"]
+    labels = [row.label for row in figure_rows(found)]
+    assert "tokens/s mean of questions" in labels and not any("(original)" in label for label in labels)
+
+
+def test_texts_read_again_are_counted_as_speed_py_does(tmp_path: Path) -> None:
+    """Its baseline has as many tokens as its texts have when the tokenizer reads them, less one a text."""
+    plain = [line(i, [turn([1] * 9, 2.0, text_tokens=8), turn([1] * 5, 1.0, text_tokens=4)]) for i in range(3)]
+    hass = [line(i, [turn([1] * 9, 0.5, [8]), turn([1] * 5, 0.5, [4])]) for i in range(3)]
+    one = write_run(tmp_path / "baseline", plain)
+    other = write_run(tmp_path / "hass", hass, DRAFT)
+    found = compare_runs(one, other)
+    assert found["speed"]["original"]["baseline"] == pytest.approx((7 + 3) / 3)
+    assert (
+        found["speed"]["original"]["ratio"] == pytest.approx(14 / (10 / 3))
+        and found["speed"]["original"]["is_original"]
+    )
+    assert "tokens/s (original)" in [row.label for row in figure_rows(found)]
 
 
 def original_files(tmp_path: Path) -> tuple[Path, Path]:
@@ -112,6 +133,7 @@ def test_statistics_of_an_original_draft_file(tmp_path: Path) -> None:
     assert found["tokens_per_second"]["end_to_end"] == pytest.approx(33 / seconds)
     assert found["seconds"]["total"] == pytest.approx(seconds) and found["new_tokens"]["total"] == 33
     assert found["acceptance"]["micro"] == pytest.approx(8 / 3 + 1) == found["acceptance"]["original"]
+    assert found["acceptance"]["mean_of_questions"] == found["acceptance"]["original"]
     assert found["acceptance"]["steps"] == 9 and found["acceptance"]["tokens_per_step"] == pytest.approx(33 / 9)
     assert found["acceptance"]["by_depth"] == pytest.approx([1, 1, 2 / 3])
     # what such a file does not say
@@ -149,7 +171,8 @@ def test_original_files_are_compared_when_allowed(tmp_path: Path) -> None:
     assert found["headline"] is None and found["same_distribution"] is None and found["lossless"] is None
     assert {d["kind"] for d in found["differences"]} == {"unknown"}
     assert found["speed"]["end_to_end"]["ratio"] == pytest.approx((33 / 5.25) / (27 / 9))
-    assert found["speed"]["end_to_end"]["interval"] is not None
+    assert found["speed"]["end_to_end"]["interval"] is None  # of three questions
+    assert "· (original)" in [row.label for row in figure_rows(found)]
     assert found["speed"]["decode_only"]["ratio"] is None and found["cost_model"]["tau_break_even"] is None
     assert found["speed"]["original"]["ratio"] == pytest.approx(speed_script(other, one))
     assert found["agreement"]["turns"] == 0 and found["agreement"]["identical_turn_share"] is None
@@ -218,6 +241,7 @@ def test_acceptance_with_a_tree_and_reasons() -> None:
     found = generation_statistics(lines, nodes_per_step=10)["acceptance"]
     assert found["node_acceptance_rate"] == pytest.approx(4 / 20) and found["nodes_per_step"] == 10
     assert found["tokens_per_step"] == 3.0 and found["micro"] == 3.0 and found["histogram"] == [0, 1, 0, 1]
-    assert found["reasons"] == {"questions without a step, left out of original": 1} and found["original"] == 3.0
+    assert found["reasons"] == {"questions without a step, left out of mean_of_questions": 1}
+    assert found["mean_of_questions"] == 3.0 and found["original"] is None
     none = generation_statistics(lines, nodes_per_step=0)["acceptance"]
     assert math.isnan(none["node_acceptance_rate"]) and any("no nodes" in reason for reason in none["reasons"])

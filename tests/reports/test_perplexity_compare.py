@@ -25,7 +25,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt", pages=4)
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt", pages=6)
 
 
 def test_comparing_two_models(base, text, tmp_path) -> None:
@@ -43,12 +43,28 @@ def test_comparing_two_models(base, text, tmp_path) -> None:
     words = [line["words"] for line in lines[0]]
     mean = sum(differences) / sum(words)
     squares = sum((d - mean * w) ** 2 for d, w in zip(differences, words, strict=True))
-    assert word["se"] == pytest.approx(math.sqrt(4 / 3 * squares) / sum(words))
-    assert word["interval"] == pytest.approx([math.exp(mean + sign * 1.959964 * word["se"]) for sign in (-1, 1)])
+    assert word["se"] == pytest.approx(math.sqrt(6 / 5 * squares) / sum(words))
+    # Wider than two standard errors, as six documents must have it: t of 5 degrees of freedom at the least.
+    low, high = (math.log(bound) for bound in word["interval"])
+    assert low < mean - 2.57 * word["se"] and high > mean + 2.57 * word["se"]
     console = Console(width=80, file=io.StringIO())
     print_perplexity_comparison(found, console)
     shown = console.file.getvalue()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80 and f"{word['ratio'] - 1:+.2%}" in shown
+
+
+def test_of_few_documents_there_is_no_interval_and_the_comparison_says_so(base, tmp_path) -> None:
+    text = write_text(tmp_path / "text.txt", pages=4)
+    made = [report_of(base, text, level=level) for level in (3.0, 3.1)]
+    for report, _, _ in made:
+        assert report["protocols"]["wanda"]["token_ppl_interval"] is None
+        assert any(w["code"] == "few_documents" and "4 documents" in w["text"] for w in report["warnings"])
+    found = compare_perplexity(*(write(tmp_path / str(i), one) for i, one in enumerate(made)))
+    token = found["protocols"]["wanda"]["units"]["token"]
+    assert token["interval"] is None and token["se"] is not None and "4 documents" in token["undefined"]
+    console = Console(width=80, file=io.StringIO())
+    print_perplexity_comparison(found, console)
+    assert "wanda / token has no interval: 4 documents are too few" in " ".join(console.file.getvalue().split())
 
 
 def test_a_mean_of_texts_is_told_beside_what_is_paired(base, text, tmp_path) -> None:

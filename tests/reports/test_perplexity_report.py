@@ -9,13 +9,15 @@ import pytest
 from rich.console import Console
 
 from lit_hass.errors import RunError
+from lit_hass.reports.perplexity_compare import compare_perplexity
+from lit_hass.reports.perplexity_compare_view import rows
 from lit_hass.reports.perplexity_plot import ladder_figure, to_png
 from lit_hass.reports.perplexity_result import perplexity_report
-from lit_hass.reports.perplexity_rows import interval, number
+from lit_hass.reports.perplexity_rows import interval, number, result_rows
 from lit_hass.reports.perplexity_view import print_perplexity, to_markdown
 from lit_hass.reports.perplexity_warnings import warnings
 from tests.perplexity_bases import make_base, write_text
-from tests.reports.perplexity_runs import MODEL, report_of
+from tests.reports.perplexity_runs import MODEL, report_of, write
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +197,30 @@ def test_the_waterfall_stands_on_the_rungs(base, text) -> None:
     assert steps == [pytest.approx(pair) for pair in zip(values, values[1:], strict=False)]
     assert to_png(figure).startswith(b"\x89PNG")
     assert ladder_figure(report_of(base, text, ladder="none")[0]) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_brackets_are_what_the_original_prints_in_that_precision(base, text, tmp_path, dtype: str) -> None:
+    """Wanda's script and the harness take the softmax in half precision, where ours is in float32."""
+    model = {**MODEL, "dtype": dtype}
+    made = [
+        report_of(
+            base,
+            text,
+            level=level,
+            model=model,
+            protocols=["wanda", "lm_eval_wikitext", "strided", "llama_cpp"],
+            stride=8,
+        )
+        for level in (3.0, 3.1)
+    ]
+    report = made[0][0]
+    marks = {row[0]: next(cell for cell in row[1:] if cell[0] in "[(")[0] for row in result_rows(report)}
+    half = "[" if dtype == "float32" else "("
+    assert marks == {"wanda": half, "lm_eval_wikitext": half, "strided": "[", "llama_cpp": "["}
+    found = compare_perplexity(*(write(tmp_path / str(i), each) for i, each in enumerate(made)))
+    shown = {row[0]: row[1][0] + row[2][0] for row in rows(found) if row[1][0] in "[("}
+    assert shown == {"wanda / token": half * 2, "lm_eval_wikitext / word": half * 2, "strided / token": "[[",
+                     "llama_cpp / token": "[["}  # fmt: skip
+    warned = [w["text"] for w in report["warnings"] if w["code"] == "half_precision"]
+    assert len(warned) == (dtype != "float32") and all("0.95 %" in text for text in warned)

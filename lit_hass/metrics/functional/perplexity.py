@@ -1,4 +1,4 @@
-"""Perplexity in its units, and how sure it is, from sums of negative log-likelihoods. Standard library only.
+"""Perplexity in its units, and how sure it is, from sums of negative log-likelihoods. numpy and scipy only.
 
 One evaluation of a text yields a total ``S`` (nats) over ``T`` scored tokens; the text has ``W`` words and ``B`` bytes.
 Every published number is a function of these four. The sampling unit of all uncertainties here is the document, because
@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Two-sided 95 % of a normal distribution.
-Z95 = 1.959963984540054
+import numpy as np
+
+from lit_hass.metrics.functional.jackknife import ratio_interval
 
 
 def exp(value: float) -> float:
@@ -46,23 +47,21 @@ class Estimate:
         mean: ``sum S_d / sum w_d``, the logarithm of a perplexity or of a ratio of two.
         standard_error: of the mean; NaN with fewer than two documents.
         documents: how many documents it is of.
+        interval: 95 % bounds of ``exp(mean)`` over documents (`lit_hass.metrics.functional.jackknife`); None where
+            there are too few of them, or a sum is not finite.
     """
 
     mean: float
     standard_error: float
     documents: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % bounds of ``exp(mean)``; NaN without a standard error."""
-        half = Z95 * self.standard_error
-        return exp(self.mean - half), exp(self.mean + half)
+    interval: tuple[float, float] | None = None
 
 
 def ratio_estimate(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
     """Mean of sums by weight, with the standard error of a ratio over documents.
 
-    ``R = sum S_d / sum w_d`` and ``se = sqrt(n / (n - 1) * sum (S_d - R w_d)^2) / sum w_d``.
+    ``R = sum S_d / sum w_d`` and ``se = sqrt(n / (n - 1) * sum (S_d - R w_d)^2) / sum w_d``. Two of these to
+    either side are no interval of 95 %: few documents of unlike lengths need the wider one that comes with it.
 
     Args:
         sums: S_d of each document, nats.
@@ -79,7 +78,10 @@ def ratio_estimate(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
     if n < 2 or not total:
         return Estimate(mean, math.nan, n)
     squares = math.fsum((s - mean * w) ** 2 for s, w in pairs)
-    return Estimate(mean, math.sqrt(n / (n - 1) * squares) / total, n)
+    columns = np.array(pairs, dtype=np.float64)
+    bounds = ratio_interval(columns, lambda found: found[0] / found[1], columns[:, 1])
+    interval = None if bounds is None else (exp(bounds[0]), exp(bounds[1]))
+    return Estimate(mean, math.sqrt(n / (n - 1) * squares) / total, n, interval)
 
 
 def paired_estimate(one: Sequence[float], other: Sequence[float], weights: Sequence[float]) -> Estimate:
