@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.models.torch_files import read_torch_file
+from lit_hass.records.json_lines import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from lit_hass.models.draft import DraftModel
@@ -30,11 +31,11 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
         UserError: It is missing or no JSON object.
     """
     path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json, so this is not a draft")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no config.json, so this is not a draft") from error
-    except (OSError, ValueError) as error:
+        content = parse_json(read_bytes(path, "configuration"))
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON: {_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
@@ -54,8 +55,8 @@ def read_draft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         if path.suffix == ".safetensors":
             tensors: Any = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            tensors = read_torch_file(path)
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged, cut short, or more than tensors: {_line(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{path}: not a state dict (names and tensors)")

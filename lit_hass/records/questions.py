@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_hass.errors import UserError
-from lit_hass.records.json_lines import QuestionId, is_question_id, read_objects
+from lit_hass.records.json_lines import QuestionId, is_question_id, name_fault, read_objects
 
 _log = logging.getLogger(__name__)
 
@@ -69,15 +69,14 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
 def _parse_question(obj: dict[str, Any]) -> Question:
     if "question_id" not in obj:
         raise ValueError("question_id is missing")
-    question_id = obj["question_id"]
+    question_id, category = obj["question_id"], obj.get("category")
+    for key, text in (("question_id", question_id), ("category", category)):
+        if isinstance(text, str) and (fault := name_fault(text)):
+            raise ValueError(f"{key} {fault}")
     if not is_question_id(question_id):
         raise ValueError(f"question_id must be an integer or a non-blank string, found {_show(question_id)}")
-    category = obj.get("category")
     if category is not None and not isinstance(category, str):
         raise ValueError(f"category must be a string, found {_show(category)}")
-    for key, text in (("question_id", question_id), ("category", category)):
-        if isinstance(text, str) and _has_half_pair(text):
-            raise ValueError(f"{key} holds half of a surrogate pair (a broken \\uD8xx escape)")
     if "turns" not in obj:
         raise ValueError("turns is missing")
     turns = _strings("turns", obj["turns"])

@@ -20,6 +20,9 @@ from lit_hass.reports.token_agreement import token_agreement
 
 log = logging.getLogger(__name__)
 
+#: More change no printed digit of an interval, and take hours.
+MAX_RESAMPLES = 1_000_000
+
 
 def compare_runs(
     baseline_folder: str | os.PathLike[str],
@@ -64,8 +67,8 @@ def compare_runs(
         UserError: a run cannot be read, nothing was answered by both, or the pair is unfair and that is not allowed;
             the message names what differs.
     """
-    if resamples < 1:
-        raise UserError(f"the bootstrap needs at least 1 resample, found {resamples}")
+    if not 1 <= resamples <= MAX_RESAMPLES:
+        raise UserError(f"the bootstrap takes 1 to {MAX_RESAMPLES:,} resamples, found {resamples}")
     if seed < 0:
         raise UserError(f"the bootstrap's seed must not be negative, found {seed}")
     baseline, hass = read_run(baseline_folder), read_run(hass_folder)

@@ -20,6 +20,7 @@ from lit_hass.records import (
     read_object,
     read_questions,
 )
+from lit_hass.records.yaml_files import read_yaml
 
 #: The penalties of the original scripts' baseline, by the name that parity with their results goes by.
 PRESETS = {"original": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3}}
@@ -163,13 +164,7 @@ def _from_question_file(run: ComparedRun) -> tuple[dict[QuestionId, str], str] |
     asked = (run.settings or {}).get("data", {}).get("questions")
     if asked is None or not path.is_file():
         return None
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    data = config.get("data") if isinstance(config, dict) else None
+    data = read_yaml(path).get("data")
     name = data.get("init_args", data).get("questions") if isinstance(data, dict) else None
     try:
         file = questions_file(str(name))
