@@ -38,15 +38,10 @@ def read_yaml(path: str | os.PathLike[str], what: str = "configuration") -> dict
         raise UserError(f"{path}{where}: not valid YAML: {error.problem or error.context}") from error
     except RecursionError as error:
         raise UserError(f"{path}: not usable YAML: nested too deeply") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:  # such as a date of month 13
-        raise UserError(
-            f"{path}: not usable YAML: {' '.join(str(error).replace(' in "<unicode string>"', '').split())}"
-        ) from error
+    # Control characters, a date of month 13, an integer of 5,000 digits, a list as a key.
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        cause = " ".join(str(error).partition(' in "<unicode string>"')[0].split())
+        raise UserError(f"{path}: not usable YAML: {cause}") from error
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
