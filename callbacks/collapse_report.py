@@ -12,7 +12,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from callbacks.collapse_collector import CollapseCollector
 from callbacks.comparison_report import ComparisonReport
@@ -31,6 +30,7 @@ from lit_hass.reports.collapse_comparability import comparability
 from lit_hass.reports.collapse_files import write_collapse_report, write_page
 from lit_hass.reports.collapse_run import PAGE, CollapseSubject, read_runs
 from lit_hass.reports.collapse_view import print_collapse
+from lit_hass.reports.screen import Screen
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def _boards(trainer: Trainer) -> list[Any]:
 
 
 def _print(subjects: list[CollapseSubject]) -> None:
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_collapse(subjects, comparability(*subjects) if len(subjects) == 2 else [], console)
     try:

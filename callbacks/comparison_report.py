@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from callbacks.answer_writer import AnswerWriter
 from lit_hass.errors import RunError, UserError
@@ -19,6 +18,7 @@ from lit_hass.reports import compare_runs, print_comparison, write_comparison
 from lit_hass.reports.collapse_files import write_page
 from lit_hass.reports.collapse_run import METRICS_FILE, PAGE
 from lit_hass.reports.comparison_view import to_markdown
+from lit_hass.reports.screen import Screen
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _folder(trainer: Trainer, method: str) -> Path:
 
 
 def _print(comparison: dict[str, Any]) -> None:
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_comparison(comparison, console)
     try:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.table import Table
 
 from callbacks.answer_writer import AnswerWriter
@@ -18,6 +17,7 @@ from lit_hass.errors import UserError
 from lit_hass.metrics.functional.acceptance import tau_micro
 from lit_hass.records import RunFolder, read_answers, write_json
 from lit_hass.reports import environment, generation_statistics
+from lit_hass.reports.screen import Screen
 
 if TYPE_CHECKING:
     from lit_hass.modules.conversation import QuestionOutcome, TurnOutcome
@@ -222,7 +222,7 @@ def _print_table(statistics: dict[str, Any]) -> None:
     memory = statistics["peak_memory_bytes"]
     if memory:
         table.add_row("peak memory", f"{memory / 2**20:.0f} MiB")
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         console.print(table)
     try:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from lit_hass.errors import UserError
 from lit_hass.reports.environment import environment
@@ -18,6 +17,7 @@ from lit_hass.reports.perplexity_files import RESULT, write_perplexity
 from lit_hass.reports.perplexity_plot import ladder_figure
 from lit_hass.reports.perplexity_result import perplexity_report
 from lit_hass.reports.perplexity_view import print_perplexity, to_markdown
+from lit_hass.reports.screen import Screen
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _named_folder(trainer: Trainer) -> Path | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_perplexity(report, console)
     try:

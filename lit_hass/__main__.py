@@ -13,6 +13,8 @@ from lit_hass import __version__
 from lit_hass.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, RunError, UserError
 from lit_hass.interrupt import interruptible
 from lit_hass.logs import configure_logging
+from lit_hass.terminal import one_line
+from lit_hass.verb_arguments import check_configurations, configurations_first
 
 _HELP = """\
 usage: lit-hass [-v | -q] [--debug] VERB [ARGUMENT ...]
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RunError) as error:
         if debug:
             raise
-        print(f"lit-hass: error: {error}", file=sys.stderr)
+        print(f"lit-hass: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("lit-hass: interrupted", file=sys.stderr)
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        summary = (str(error).strip().splitlines() or [""])[0]
+        summary = one_line((str(error).strip().splitlines() or [""])[0])
         print(f"lit-hass: failed: {type(error).__name__}: {summary} (--debug shows where)", file=sys.stderr)
         return EXIT_FAILED
 
@@ -151,17 +153,6 @@ def _common_options(args: list[str]) -> tuple[list[str], int, bool]:
     return rest, verbosity, debug
 
 
-def _check_configurations(args: list[str]) -> None:
-    """Refuse a configuration that is not there before anything heavy is imported."""
-    for name, following in zip(args, args[1:] + [""], strict=True):
-        path = following if name in ("-c", "--config") else name.partition("=")[2] if name[:9] == "--config=" else None
-        # jsonargparse also takes the YAML itself
-        if path and path.endswith((".yaml", ".yml")) and "\n" not in path and not os.path.exists(path):
-            raise UserError(
-                f"{path}: no such configuration here, in {os.getcwd()} (configs/ is in the project's folder)"
-            )
-
-
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
@@ -173,6 +164,8 @@ def _dispatch(args: list[str]) -> int:
         return _LIGHT_VERBS[args[0]](args[1:])
     if args[0] in _LIGHTNING_VERBS:
         if args[0] == "star":
+            args = [args[0], *configurations_first(args[1:])]
+            check_configurations(args)
             from lit_hass.star.loop import star
 
             return star(args[1:])
@@ -182,7 +175,8 @@ def _dispatch(args: list[str]) -> int:
             print(verb_help(args[0]), end="")
             return EXIT_OK
         args = ["--help" if arg == "--help-all" else arg for arg in args]
-        _check_configurations(args)
+        args = [args[0], *configurations_first(args[1:])]
+        check_configurations(args)
         from lit_hass.cli import main as lightning_main
 
         return lightning_main(args)

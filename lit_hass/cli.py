@@ -16,8 +16,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Short class names on the command line resolve for classes that are already imported.
 import callbacks  # noqa: F401
 from lit_hass import __version__, data, modules
+from lit_hass.configured import check_verb, option_value, with_hint
 from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
+from lit_hass.models.torch_files import check_lightning_checkpoint
+from lit_hass.trainer_settings import check_limits, prepare_settings, trainer_error
 from lit_hass.tree_arguments import check_tree_arguments
 
 log = logging.getLogger(__name__)
@@ -50,12 +53,7 @@ def _user_error(message: str, error: BaseException | None) -> UserError:
         error = error.__cause__ or error.__context__
     noise = ("Subtypes:", "Given value", "Does not validate", "Errors:", "Expected a <class 'NoneType'>")
     lines = [line.strip(" -") for line in message.splitlines()]
-    text = " ".join(line for line in lines if line and not line.startswith(noise))[:600]
-    hints = {
-        "the following arguments are required": "; a configuration names them: -c FILE (configs/ has one for each job)",
-        "unrecognized arguments": "; --print_config=skip_unset shows every key, and each is an option",
-    }
-    return UserError(text + next((hint for start, hint in hints.items() if start in text.lower()), ""))
+    return UserError(" ".join(line for line in lines if line and not line.startswith(noise))[:600])
 
 
 class LitHassCLI(LightningCLI):
@@ -97,17 +95,23 @@ class LitHassCLI(LightningCLI):
         verbs["predict"] = verbs["predict"] | {"return_predictions"}
         return verbs
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a refusal says what to type instead."""
+        try:
+            super().parse_arguments(parser, args)
+        except UserError as error:
+            raise with_hint(error, args[0], args[1:]) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the checkpoint's hyperparameters, once it is known to be a checkpoint."""
+        path = self.config.get(f"{self.config.get('subcommand')}.ckpt_path")
+        if path and Path(path).is_file():
+            check_lightning_checkpoint(Path(path))
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
-        """Refuse or complete the strategy."""
-        trainer = self.config[self.subcommand].trainer
-        strategy = trainer.strategy
-        name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
-        start_method = getattr(getattr(strategy, "init_args", None), "start_method", "") or ""
-        if "spawn" in name or "spawn" in start_method:
-            raise UserError(
-                "trainer.strategy ddp_spawn is refused: its processes share the memory of metric states, which are "
-                "then summed twice; use ddp"
-            )
+        """Refuse or complete the Trainer's settings."""
+        prepare_settings(str(self.subcommand), self.config[self.subcommand].trainer)
 
     def instantiate_classes(self) -> None:
         """Make module, DataModule and Trainer; what their constructors refuse is said as they say it."""
@@ -117,12 +121,17 @@ class LitHassCLI(LightningCLI):
             if type(error) in (ValueError, TypeError) and "Does not validate" in str(error):
                 raise _user_error(str(error), error) from error
             raise
-        except MisconfigurationException as error:  # settings of the Trainer that this machine cannot serve
-            raise UserError(" ".join(str(error).split())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer; ranks wait for each other as long as a run may take."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Make the Trainer; ranks wait for each other as long as a run may take.
+
+        Raises:
+            UserError: settings that Lightning or this machine cannot serve.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise trainer_error(error, self.config[self.subcommand].trainer) from error
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = RANK_TIMEOUT
         return trainer
@@ -153,6 +162,15 @@ class LitHassCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Check the input."""
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint:
+            if self.subcommand != "validate":
+                raise UserError(
+                    f"{self.subcommand} takes its weights from --model.base (fit exports them as a folder), not from "
+                    f"--ckpt_path {checkpoint}"
+                )
+            _check_checkpoint(str(checkpoint), self.trainer)
+        check_limits(str(self.subcommand), self.trainer)
         self.check()
 
     before_validate = before_test = before_predict
@@ -216,8 +234,17 @@ def main(args: list[str]) -> int:
         RunError: the run, or one of its samples, failed.
     """
     quiet_libraries()
+    check_verb(args[0], args[1:])
     check_tree_arguments(args)
     if args[0] == "evaluate":  # a predict run of a module of its own
         args = ["predict", "-c", str(EVALUATE), *args[1:]]
-    LitHassCLI(args)
+    try:
+        LitHassCLI(args)
+    except MisconfigurationException as error:  # settings that Lightning refuses once the run begins
+        raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        path = option_value(args, "--ckpt_path")
+        raise UserError(f"{path}: a checkpoint of another model: {' '.join(str(error).split())}") from error
     return EXIT_OK

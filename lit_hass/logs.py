@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from lit_hass.terminal import printable
+
 #: Loggers of this project; those of libraries keep to warnings unless everything is asked for.
 _OURS = ("lit_hass", "callbacks")
 
@@ -20,7 +22,7 @@ class _ShortName(logging.Formatter):
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         package, _, module = record.name.rpartition(".")
         step = package.rpartition(".")[2] if module == "verb" else module.removesuffix("_verb")
-        text = f"{prefix}{step}: {level}{record.getMessage()}"
+        text = f"{prefix}{step}: {level}{printable(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

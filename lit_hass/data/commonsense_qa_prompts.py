@@ -15,7 +15,6 @@ behind the stem, as STaR's rationalisation does (Zelikman et al. 2022): ``Q: <st
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from collections.abc import Sequence
 from lit_hass.data.commonsense_qa_answers import strict_answer
 from lit_hass.data.commonsense_qa_questions import LABELS, MultipleChoiceQuestion, commonsense_qa_file
 from lit_hass.errors import UserError
-from lit_hass.records.json_lines import read_bytes
+from lit_hass.records.json_lines import parse_json, read_bytes
 
 _STEM = re.compile(r"Q: (?P<stem>[^\n]*?)(?P<hint> \([A-E]\))?\n")
 
@@ -95,7 +94,7 @@ def _from_text(text: str) -> list[str]:
 
 def _from_json(text: str, path: str) -> list[str]:
     try:
-        shots = [entry["prompt"].strip() for entry in json.loads(text)["n_shot_prompts"]]
+        shots = [entry["prompt"].strip() for entry in parse_json(text.encode("utf-8"))["n_shot_prompts"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         cause = 'expected {"n_shot_prompts": [{"prompt": "Q: ..."}, ...]}'
         raise UserError(f"{path}: not a shots file: {cause}") from error

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,8 @@ from torch import Tensor
 
 from lit_hass.errors import UserError
 from lit_hass.models.folders import WEIGHT_FILES, find_weights
+from lit_hass.models.torch_files import read_torch_file
+from lit_hass.records.json_lines import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from lit_hass.models.draft import DraftModel
@@ -29,11 +29,11 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
         UserError: It is missing or no JSON object.
     """
     path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json, so this is not a draft")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no config.json, so this is not a draft") from error
-    except (OSError, ValueError) as error:
+        content = parse_json(read_bytes(path, "configuration"))
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON: {_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
@@ -61,11 +61,8 @@ def read_draft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         try:
-            if shard.suffix == ".safetensors":
-                found: Any = load_file(shard)
-            else:
-                found = torch.load(shard, map_location="cpu", weights_only=True, mmap=_can_be_mapped(shard))
-        except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            found: Any = load_file(shard) if shard.suffix == ".safetensors" else read_torch_file(shard)
+        except (OSError, SafetensorError) as error:
             raise UserError(f"{shard}: damaged, cut short, or more than tensors: {_line(error)}") from error
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise UserError(f"{shard}: not a state dict (names and tensors)")
@@ -132,11 +129,6 @@ def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None 
     finally:
         for path in (weights, config):
             path.unlink(missing_ok=True)
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Whether a file of torch is of the present kind, which is a zip archive."""
-    return zipfile.is_zipfile(path)
 
 
 def _line(error: Exception) -> str:

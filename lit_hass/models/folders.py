@@ -1,6 +1,5 @@
 """Where a base model's files are, and whether they can be a base model, before any weight is read."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from lit_hass.errors import UserError
+from lit_hass.records.json_lines import parse_json, read_bytes
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 #: What transformers loads weights from, in this order.
@@ -175,8 +175,8 @@ def _check_safetensors(path: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_bytes(path, "file"))
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON: {_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")

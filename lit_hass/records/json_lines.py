@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lit_hass.errors import UserError
+from lit_hass.terminal import control_in, shorten
 
 #: The types a question id may have. ``1`` and ``"1"`` are different ids.
 QuestionId = int | str
+
+#: Characters that an id or a category may have: they are printed in tables.
+MAX_NAME = 1000
 
 _BOM = b"\xef\xbb\xbf"
 #: What JSON counts as white space.
@@ -22,9 +26,23 @@ _SPACE = tuple(" \t\n\r")
 
 
 def is_question_id(value: object) -> TypeGuard[QuestionId]:
-    """Whether a value can be a question id: an integer or a string that is not blank."""
+    """Whether a value can be a question id: an integer of 64 bits, or a string that can be printed and is not blank."""
     # bool is an int to Python, and True == 1 would make two questions one.
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.strip() != "")
+    if isinstance(value, int):
+        return not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return isinstance(value, str) and value.strip() != "" and name_fault(value) is None
+
+
+def name_fault(value: str) -> str | None:
+    """Why a text cannot stand as a name in tables and on a terminal (an id, a category); None where it can."""
+    if len(value) > MAX_NAME:
+        return f"has {len(value)} characters, and may have {MAX_NAME}"
+    control = control_in(value)
+    if control is None:
+        return None
+    if control.startswith("\\ud"):
+        return "holds half of a surrogate pair (a broken \\uD8xx escape)"
+    return f"holds {control}, which steers a terminal instead of being printed"
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -36,11 +54,51 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = parse_json(read_bytes(path, "JSON file"))
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: a JSON object is expected")
+    return found
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse one JSON document; no object in it may have a key twice, of which readers would take either.
+
+    Args:
+        content: UTF-8, a byte order mark is passed over.
+
+    Raises:
+        ValueError: It is none; the message is the cause alone, in one line.
+    """
+    content = content.removeprefix(_BOM)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start + 1})") from error
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not usable JSON: nested too deeply") from error
+    except _Twice:
+        raise
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise ValueError(f"not usable JSON: {error}") from error
+
+
+class _Twice(ValueError):
+    """A key that an object has twice; the message is complete."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Twice(f"the key {shorten(twice)!r} stands twice in one object")
     return found
 
 
@@ -51,16 +109,10 @@ def parse_object(line: bytes) -> dict[str, Any]:
         ValueError: It does not; the message is the cause alone, in one line.
     """
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})") from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        cause = f"not valid JSON: {error.msg} at column {error.colno} (each line must hold one whole JSON object)"
-        raise ValueError(cause) from error
-    except RecursionError as error:
-        raise ValueError("not usable JSON: nested too deeply") from error
+        value = parse_json(line)
+    except ValueError as error:
+        hint = " (each line must hold one whole JSON object)"
+        raise ValueError(f"{error}{hint if isinstance(error.__cause__, json.JSONDecodeError) else ''}") from error
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
         raise ValueError(f"a JSON object is expected, found {kind}")

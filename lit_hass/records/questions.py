@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_hass.errors import UserError
 from lit_hass.records.conversations import NotAConversation, as_question
-from lit_hass.records.json_lines import QuestionId, is_question_id, read_rows
+from lit_hass.records.json_lines import QuestionId, is_question_id, name_fault, read_rows
 
 _log = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ def _parse_question(obj: dict[str, Any]) -> Question:
         raise ValueError(f"question_id must be an integer or a non-blank string, found {_show(question_id)}")
     category = _category(obj.get("category"))
     for key, text in (("question_id", question_id), ("category", category)):
-        if isinstance(text, str) and _has_half_pair(text):
-            raise ValueError(f"{key} holds half of a surrogate pair (a broken \\uD8xx escape)")
+        if isinstance(text, str) and (fault := name_fault(text)):
+            raise ValueError(f"{key} {fault}")
     if "turns" not in obj:
         raise ValueError("turns is missing")
     turns = _strings("turns", obj["turns"])

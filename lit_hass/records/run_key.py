@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_hass.errors import UserError
 from lit_hass.records.atomic import ensure_writable, to_jsonable, write_json
-from lit_hass.records.json_lines import read_bytes
+from lit_hass.records.json_lines import parse_json, read_bytes
 from lit_hass.records.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,10 @@ def read_key(folder: str | os.PathLike[str]) -> SavedKey | None:
     if not path.exists():
         return None
     try:
-        saved = json.loads(read_bytes(path, "run key").decode("utf-8"))
+        saved = parse_json(read_bytes(path, "run key"))
         settings, digest = saved["settings"], saved["sha256"]
         key = SavedKey(dict(settings), dict(saved.get("versions") or {}))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: is not a run key; the answers beside it cannot be resumed") from error
     if key.digest != digest:
         raise UserError(f"{path}: its hash does not fit its settings (edited or damaged), so it proves nothing")

@@ -10,8 +10,10 @@ from typing import Any
 
 from lit_hass.errors import UserError
 from lit_hass.records import read_object
+from lit_hass.records.shapes import ALL, AMOUNT, COUNT, SHARE, TEXT, misfit
 from lit_hass.reports.collapse_analysis import CollapseAnalyzer
 from lit_hass.reports.collapse_earlier import up_to_date
+from lit_hass.reports.statistics_shape import check_statistics
 
 #: The metrics of a run, and what is made of them.
 METRICS_FILE, REPORT_FILE = "collapse_metrics.json", "collapse_report.json"
@@ -25,6 +27,20 @@ RESOURCES_FILE = "resources.json"
 _PARTS = ("", "baseline", "hass")
 #: What every comparison has.
 _OF_COMPARISON = frozenset({"runs", "joined", "headline", "lossless", "speed", "acceptance", "agreement", "questions"})
+
+
+_RESOURCES = {
+    "ranks": [
+        {
+            "rank": COUNT,
+            "device": {"name": TEXT, "mean_utilization": SHARE, "peak_bytes": COUNT, "peak_reserved_bytes": COUNT},
+            "host": {"peak_bytes": COUNT, "current_bytes": COUNT, "mean_cpus": AMOUNT},
+            "throughput": {ALL: AMOUNT},
+            "seconds": AMOUNT,
+            "batches": COUNT,
+        }
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ def _read_run(path: Path, label: str) -> ReportedRun:
         subjects += _read_subjects(folder, own)
         found = read_object(folder / "statistics.json")
         if found is not None:
+            check_statistics(folder / "statistics.json", found)
             statistics[own] = found
     comparison = read_object(path / "comparison.json")
     if comparison is not None and not _OF_COMPARISON <= comparison.keys():
@@ -127,6 +144,8 @@ def _read_run(path: Path, label: str) -> ReportedRun:
     ranks = [] if resources is None else resources.get("ranks")
     if not isinstance(ranks, list) or not all(isinstance(rank, dict) and "rank" in rank for rank in ranks):
         raise UserError(f"{path / RESOURCES_FILE}: holds no resources that ResourceMonitor wrote")
+    if fault := misfit(resources, _RESOURCES):
+        raise UserError(f"{path / RESOURCES_FILE}: {fault}")
     if not subjects and not statistics and comparison is None and resources is None:
         raise UserError(
             f"{path}: holds nothing to report (no {METRICS_FILE}, statistics.json, comparison.json or {RESOURCES_FILE})"

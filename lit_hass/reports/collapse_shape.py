@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from lit_hass.errors import UserError
+from lit_hass.records.shapes import ALL, AMOUNT, ANY, COUNT, NUMBER, TEXT, misfit
+from lit_hass.terminal import shorten
 
-#: Leaves.
-_NUMBER, _TEXT, _ANY = "number", "text", "anything"
-_ALL = "*"
-#: Key -> what stands there; a list of one shape, an object of named keys (`_ALL`: of any), or a leaf. null may stand
+#: Key -> what stands there; a list of one shape, an object of named keys (`ALL`: of any), or a leaf. null may stand
 #: everywhere: what was not measured.
 _SHAPE: dict[str, Any] = {
-    "total_tokens": _NUMBER,
+    "total_tokens": COUNT,
     "token_metrics": {
-        _ALL: {"svd_entropy": _NUMBER, "num_samples": _NUMBER, "normalized_entropy": _NUMBER, "sampled": _NUMBER}
+        ALL: {"svd_entropy": NUMBER, "num_samples": COUNT, "normalized_entropy": NUMBER, "sampled": AMOUNT}
     },
-    "overall_metrics": {_ALL: _NUMBER},
+    "overall_metrics": {ALL: NUMBER},
     "chunk_metrics": {
-        "num_chunks": _NUMBER, "chunk_svd_entropies": [_NUMBER], "avg_svd_entropy": _NUMBER, "std_svd_entropy": _NUMBER,
+        "num_chunks": NUMBER, "chunk_svd_entropies": [NUMBER], "avg_svd_entropy": NUMBER, "std_svd_entropy": NUMBER,
     },
-    "states": {_ALL: {_ALL: _NUMBER}},
-    "equal_rows": {_ALL: {_ALL: {_ALL: _NUMBER}}},
-    "family": {_ALL: {_ALL: _NUMBER}},
-    "undefined": {_ALL: {_ALL: _TEXT}},
-    "spectra": {_ALL: [_NUMBER]},
-    "spectra_sums": {_ALL: _NUMBER},
+    "states": {ALL: {ALL: NUMBER}},
+    "equal_rows": {ALL: {ALL: {ALL: NUMBER}}},
+    "family": {ALL: {ALL: NUMBER}},
+    "undefined": {ALL: {ALL: TEXT}},
+    "spectra": {ALL: [NUMBER]},
+    "spectra_sums": {ALL: NUMBER},
     "chunks": [
         {
-            "length": _NUMBER, "entropies": [_NUMBER], "normalized": [_NUMBER], "first_minus_last": _NUMBER,
-            "pattern": _TEXT,
+            "length": COUNT, "entropies": [NUMBER], "normalized": [NUMBER], "first_minus_last": NUMBER,
+            "pattern": TEXT,
         }
     ],
-    "counts": {_ALL: _ANY},
-    "settings": {_ALL: _ANY},
-    "meta": {_ALL: _ANY},
-    "errors": [{_ALL: _ANY}],
+    "counts": {ALL: ANY},
+    "settings": {ALL: ANY},
+    "meta": {ALL: ANY},
+    "errors": [{ALL: ANY}],
 }  # fmt: skip
 
 
@@ -49,31 +49,13 @@ def check_shape(metrics: Any) -> None:
     Raises:
         UserError: a key is missing or holds something else; names it.
     """
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("total_tokens"), int):
+    if not isinstance(metrics, dict) or metrics.get("total_tokens") is None:
         raise UserError("these are no collapse metrics: total_tokens is missing")
-    _check(metrics, _SHAPE, "")
+    if fault := misfit(metrics, _SHAPE):
+        raise UserError(f"these are no collapse metrics: {fault}")
     for key, token in (metrics.get("token_metrics") or {}).items():
-        if not key.lstrip("-").isdigit():
-            raise UserError(f"these are no collapse metrics: token_metrics has the key {key!r}, not a token id")
+        if not re.fullmatch(r"-?[0-9]{1,18}", key):
+            named = shorten(key, 40)
+            raise UserError(f"these are no collapse metrics: token_metrics has the key {named!r}, not a token id")
         if not isinstance(token, dict) or not isinstance(token.get("num_samples"), int):
             raise UserError(f"these are no collapse metrics: token_metrics.{key} has no num_samples")
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    if value is None:
-        return
-    wanted = "an object" if isinstance(shape, dict) else "a list" if isinstance(shape, list) else str(shape)
-    if not isinstance(value, _KINDS[wanted]):
-        raise UserError(f"these are no collapse metrics: {where} is a {type(value).__name__}, not {wanted}")
-    if isinstance(shape, dict):
-        for key, found in value.items():
-            if (inner := shape.get(key, shape.get(_ALL))) is not None:
-                _check(found, inner, f"{where}.{key}".lstrip("."))
-    elif isinstance(shape, list):
-        for i, found in enumerate(value):
-            _check(found, shape[0], f"{where}[{i}]")
-
-
-_KINDS: dict[str, Any] = {
-    "an object": dict, "a list": list, _NUMBER: (int, float), _TEXT: str, _ANY: object,
-}  # fmt: skip

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_hass.reports import markdown
 from lit_hass.reports.collapse_comparability import Statement, verdict_texts
 from lit_hass.reports.collapse_rows import (
     collapse_rows,
@@ -18,6 +19,7 @@ from lit_hass.reports.collapse_rows import (
     undefined_texts,
 )
 from lit_hass.reports.collapse_run import CollapseSubject
+from lit_hass.reports.screen import Screen
 
 _LEVEL_STYLES = {"comparable": "green", "with care": "yellow", "not comparable": "red"}
 #: Reasons for undefined values that the screen shows; all are in the files.
@@ -34,7 +36,7 @@ def print_collapse(
         statements: of the two subjects, where there are two.
         console: where to; the screen by default.
     """
-    console = console or Console()
+    console = console or Screen()
     table = Table(title="Representation collapse", title_justify="left", box=None)
     for i, column in enumerate(columns(subjects)):
         # As Text: brackets in a path are no markup.
@@ -64,8 +66,6 @@ def to_markdown(subjects: Sequence[CollapseSubject], statements: Sequence[Statem
     head = columns(subjects)
     found = collapse_rows(subjects, statements)
     rows = [(row.label, *row.cells, *([row.difference] if len(subjects) == 2 else [])) for row in found]
-    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (head, *rows)]
-    table = "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
     notes = [
         *legend_texts(found),
         *(line for _, line in verdict_texts(statements)),
@@ -73,8 +73,5 @@ def to_markdown(subjects: Sequence[CollapseSubject], statements: Sequence[Statem
         *(f"undefined: {line}" for line in undefined_texts(subjects)),
         *error_texts(subjects),
     ]
-    return "\n\n".join([table, *(["\n".join(f"* {note}" for note in notes)] if notes else [])]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").strip() or " "
+    table = markdown.table(head, rows, right=True)
+    return "\n\n".join([table, *([markdown.bullets(notes)] if notes else [])]) + "\n"

@@ -7,8 +7,6 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_hass.errors import EXIT_FAILED, EXIT_OK, UserError
 from lit_hass.records import ensure_writable
 from lit_hass.reports.comparison import compare_runs
@@ -17,6 +15,7 @@ from lit_hass.reports.comparison_view import print_comparison
 from lit_hass.reports.perplexity_compare import compare_perplexity
 from lit_hass.reports.perplexity_compare_view import print_perplexity_comparison, write_perplexity_comparison
 from lit_hass.reports.perplexity_files import is_perplexity_run
+from lit_hass.reports.screen import Screen
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def compare(args: list[str]) -> int:
     hass = Path(options.hass)
     out = Path(options.out) if options.out else (hass if hass.is_dir() else hass.parent) / "comparison"
     write_comparison(ensure_writable(out), comparison)
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_comparison(comparison, console)
     sys.stdout.write(text.get())
@@ -72,7 +71,7 @@ def _compare_perplexity(options: argparse.Namespace) -> int:
     other = Path(options.hass)
     out = Path(options.out) if options.out else (other if other.is_dir() else other.parent) / "comparison"
     write_perplexity_comparison(out, comparison)
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_perplexity_comparison(comparison, console)
     sys.stdout.write(text.get())

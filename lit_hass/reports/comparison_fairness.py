@@ -72,7 +72,7 @@ def _of_distribution(baseline: ComparedRun, hass: ComparedRun) -> Iterable[Diffe
     yield from _unequal("model", baseline.model, hass.model, ignored)
     if baseline.dtype != hass.dtype:
         yield Difference("model.dtype", baseline.dtype, hass.dtype, "distribution")
-    data = [run.settings.get("data", {}) if run.settings else {} for run in (baseline, hass)]
+    data = [(run.settings or {}).get("data") or {} for run in (baseline, hass)]
     yield from _unequal("data", data[0], data[1], _OF_QUESTIONS)
     same_ids = [a["question_id"] for a in baseline.answers] == [a["question_id"] for a in hass.answers]
     if same_ids and data[0].get("questions") != data[1].get("questions"):
@@ -106,7 +106,7 @@ def _of_completeness(baseline: ComparedRun, hass: ComparedRun) -> Iterable[Diffe
     runs = (baseline, hass)
     if not all(run.finished for run in runs):
         yield Difference("finished", baseline.finished, hass.finished, "completeness")
-    asked = [(run.settings or {}).get("data", {}).get("question_count") for run in runs]
+    asked = [((run.settings or {}).get("data") or {}).get("question_count") for run in runs]
     if any(count is not None and count != len(run.answers) for count, run in zip(asked, runs, strict=True)):
         said = [f"{len(run.answers)} of {'unknown' if n is None else n}" for n, run in zip(asked, runs, strict=True)]
         yield Difference("answers of the questions asked", said[0], said[1], "completeness")

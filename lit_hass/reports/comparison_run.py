@@ -20,9 +20,24 @@ from lit_hass.records import (
     read_questions,
 )
 from lit_hass.records.answer_files import read_latest_answers
+from lit_hass.records.shapes import COUNT, NUMBER, TEXT, misfit
+from lit_hass.records.yaml_files import read_yaml
+from lit_hass.reports.statistics_shape import check_statistics
 
 #: The penalties of the original scripts' baseline, by the name that parity with their results goes by.
 PRESETS = {"original": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3}}
+
+
+#: What a comparison looks at in ``run_key.json``.
+_SETTINGS = {
+    "model": {
+        **dict.fromkeys(("temperature", "repetition_penalty", "no_repeat_ngram_size"), NUMBER),
+        "dtype": TEXT,
+        "tree": {"total_tokens": NUMBER, "depth": COUNT, "top_k": COUNT},
+    },
+    "data": {"question_count": COUNT},
+    "device": TEXT,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class ComparedRun:
     @property
     def model(self) -> dict[str, Any]:
         """The model's settings; empty where they are unknown."""
-        return (self.settings or {}).get("model", {})
+        return (self.settings or {}).get("model") or {}
 
     @property
     def environment(self) -> dict[str, Any] | None:
@@ -121,15 +136,35 @@ def read_run(path: str | os.PathLike[str]) -> ComparedRun:
         raise UserError(f"{path}: no such run folder or answer file")
     folder = RunFolder(path)
     answers = _unambiguous(folder.answers, folder.read_answers())
-    key = read_key(path)
+    key, statistics = read_key(path), read_object(folder.statistics)
+    if statistics is not None:
+        check_statistics(folder.statistics, statistics)
+    if key is not None:
+        _check_settings(folder, dict(key.settings), answers)
     return ComparedRun(
         path,
         answers,
         None if key is None else dict(key.settings),
-        read_object(folder.statistics),
+        statistics,
         folder.is_finished,
         read_object(path / "collapse_metrics.json"),
     )
+
+
+def _check_settings(folder: RunFolder, settings: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    """Refuse settings of the wrong kind, and answers that a run with these settings cannot give."""
+    if fault := misfit(settings, _SETTINGS):
+        raise UserError(f"{folder.key}: {fault}")
+    tree = (settings.get("model") or {}).get("tree") or {}
+    if tree.get("depth") is None:
+        return
+    for answer in answers:
+        most = max((a for choice in answer["choices"] for a in choice.get("accept_length", ())), default=0)
+        if most > tree["depth"] + 1:
+            raise UserError(
+                f"{folder.answers}: question {answer['question_id']!r} has a step that accepted {most} draft tokens, "
+                f"and a tree of depth {tree['depth']} has at most {tree['depth'] + 1} in a row"
+            )
 
 
 def _unambiguous(path: Path, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -163,17 +198,12 @@ def read_categories(runs: Sequence[ComparedRun]) -> tuple[dict[QuestionId, str],
 
 def _from_question_file(run: ComparedRun) -> tuple[dict[QuestionId, str], str] | None:
     path = RunFolder(run.path).config
-    asked = (run.settings or {}).get("data", {}).get("questions")
+    asked = ((run.settings or {}).get("data") or {}).get("questions")
     if asked is None or not path.is_file():
         return None
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    data = config.get("data") if isinstance(config, dict) else None
-    name = data.get("init_args", data).get("questions") if isinstance(data, dict) else None
+    data = read_yaml(path).get("data")
+    given = data.get("init_args", data) if isinstance(data, dict) else None
+    name = given.get("questions") if isinstance(given, dict) else None
     try:
         file = questions_file(str(name))
         questions = {question.question_id: question for question in read_questions(file)}

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_hass.reports import markdown
 from lit_hass.reports.comparison_rows import (
     CATEGORY_COLUMNS,
     FIGURE_COLUMNS,
@@ -18,6 +19,7 @@ from lit_hass.reports.comparison_rows import (
     number,
     verdict,
 )
+from lit_hass.reports.screen import Screen
 
 #: Differing answers that Markdown lists.
 _MOST_DIVERGENCES = 20
@@ -25,7 +27,7 @@ _MOST_DIVERGENCES = 20
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
     """Print a comparison (of `compare_runs`) as a table; differences and a loss are printed loudly."""
-    console = console or Console()
+    console = console or Screen()
     runs = comparison["runs"]
     # As Text: brackets in a path are no markup.
     title = Text(f"{runs['hass']['path']} against {runs['baseline']['path']}")
@@ -50,19 +52,19 @@ def to_markdown(comparison: dict[str, Any]) -> str:
     joined = comparison["joined"]
     parts = [
         "# Draft against baseline",
-        f"**{headline(comparison)}**",
-        f"**{verdict(comparison)}**",
-        f"`{runs['hass']['path']}` against `{runs['baseline']['path']}`: {joined['questions']} questions, "
-        f"{joined['turns']} answers.",
-        _table(FIGURE_COLUMNS, figure_rows(comparison)),
+        f"**{markdown.text(headline(comparison))}**",
+        f"**{markdown.text(verdict(comparison))}**",
+        f"{markdown.code(runs['hass']['path'])} against {markdown.code(runs['baseline']['path'])}: "
+        f"{joined['questions']} questions, {joined['turns']} answers.",
+        markdown.table(FIGURE_COLUMNS, figure_rows(comparison)),
         "![speed and acceptance](comparison.png)",
     ]
     if comparison["differences"]:
-        parts += ["## Differences", _list(difference_texts(comparison))]
+        parts += ["## Differences", markdown.bullets(difference_texts(comparison))]
     if comparison["notes"]:
-        parts += ["## Notes", _list(comparison["notes"])]
+        parts += ["## Notes", markdown.bullets(comparison["notes"])]
     if comparison["categories"]:
-        parts += ["## By category", _table(CATEGORY_COLUMNS, category_rows(comparison))]
+        parts += ["## By category", markdown.table(CATEGORY_COLUMNS, category_rows(comparison))]
     if divergences := comparison["agreement"]["divergences"]:
         columns = ("question", "choice", "turn", "first differing token", "baseline", "hass", "gap of logits")
         rows = [
@@ -70,20 +72,7 @@ def to_markdown(comparison: dict[str, Any]) -> str:
              str(d["hass_token"]), number(d["gap"], 6))
             for d in divergences[:_MOST_DIVERGENCES]
         ]  # fmt: skip
-        parts += ["## Differing answers", _table(columns, rows)]
+        parts += ["## Differing answers", markdown.table(columns, rows)]
         if len(divergences) > len(rows):
             parts.append(f"and {len(divergences) - len(rows)} more in `comparison.json`.")
     return "\n\n".join(parts) + "\n"
-
-
-def _table(columns: tuple[str, ...], rows: list[Any]) -> str:
-    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").strip() or " "
-
-
-def _list(lines: list[str]) -> str:
-    return "\n".join("* " + line.replace("\n", " ") for line in lines)

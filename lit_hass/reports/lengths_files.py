@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,9 @@ from lit_hass import __version__
 from lit_hass.errors import UserError
 from lit_hass.models.folders import TOKENIZER_FILES
 from lit_hass.records import ensure_writable, to_json, write_text
-from lit_hass.records.json_lines import read_bytes
+from lit_hass.records.json_lines import parse_json, read_bytes
 from lit_hass.reports.lengths_recommendation import show_bytes
+from lit_hass.terminal import one_line
 
 _TOKENIZER_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json")
 
@@ -94,7 +94,7 @@ def _comments(report: dict[str, Any], command: str) -> str:
             f"model {memory['model']}, sha256 of its config {memory['config_sha256']}"
         )
     lines += report["notes"]
-    return "".join(f"# {line}\n" for line in lines)
+    return "".join(f"# {one_line(line)}\n" for line in lines)
 
 
 def write_outputs(report: dict[str, Any], out: str | None, fit_out: str | None, write_json: str | None) -> list[str]:
@@ -137,7 +137,7 @@ def _merged(path: Path, found: dict[str, Any]) -> str:
     content: Any = {}
     if path.exists():
         try:
-            content = json.loads(read_bytes(path, "JSON file").decode("utf-8-sig"))
+            content = parse_json(read_bytes(path, "JSON file"))
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(content, dict):

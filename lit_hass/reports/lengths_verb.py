@@ -25,6 +25,8 @@ from lit_hass.reports.lengths_recommendation import (
     recommend_lengths,
 )
 from lit_hass.reports.lengths_view import print_lengths, print_recommendation
+from lit_hass.reports.screen import Screen
+from lit_hass.terminal import printable
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +87,11 @@ def lengths(args: list[str]) -> int:
         raise UserError("--verify runs the batch that fits into --memory, which is not given")
     check_outputs((options.out, options.fit_out), options.overwrite)
     report, samples, config = _measure(options)
-    console = Console()
+    console = Screen()
     if options.format == "text":
         _print(lambda: print_lengths(report, console), console)
         # As it is: a console would expand its tabs and wrap its lines.
-        sys.stdout.write(f"longest ({report['original']['id']}):\n{report['original']['text']}\n\n")
+        sys.stdout.write(f"longest ({report['original']['id']}):\n{printable(report['original']['text'])}\n\n")
     report["recommendation"] = report["padding"] = report["memory"] = None
     found = _recommend(options, samples, report)
     report["recommendation"] = {

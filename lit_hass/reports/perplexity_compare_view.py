@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_hass.records import ensure_writable, write_json, write_text
+from lit_hass.reports import markdown
 from lit_hass.reports.perplexity_rows import NOTHING, bracketed, number
-from lit_hass.reports.perplexity_tables import markdown_table, print_table, screen_table
+from lit_hass.reports.perplexity_tables import print_table, screen_table
 
 #: On the screen without the last two.
 COLUMNS = ("protocol / unit", "one", "other", "change", "95% interval", "ln ratio", "se")
@@ -80,15 +81,16 @@ def to_markdown(comparison: dict[str, Any]) -> str:
     """The comparison as a Markdown page."""
     runs = comparison["runs"]
     parts = ["# Perplexity of two models"]
-    parts.append("\n".join(f"* {n}: `{runs[n]['path']}` ({runs[n]['model']['base']})" for n in ("one", "other")))
-    parts += [markdown_table(COLUMNS, rows(comparison)), LEGEND]
+    named = [(n, markdown.code(runs[n]["path"]), markdown.text(runs[n]["model"]["base"])) for n in ("one", "other")]
+    parts.append("\n".join(f"* {n}: {path} ({base})" for n, path, base in named))
+    parts += [markdown.table(COLUMNS, rows(comparison), right=True), markdown.text(LEGEND)]
     if comparison["exponents"]:
-        table = markdown_table(EXPONENT_COLUMNS, exponent_rows(comparison))
+        table = markdown.table(EXPONENT_COLUMNS, exponent_rows(comparison), right=True)
         parts += ["## Effective exponents", EXPONENTS + ".", table]
     lines = [f"difference: {line}" for line in comparison["differences"]]
     lines += [*_undefined(comparison), *comparison["notes"]]
     if lines:
-        parts += ["## Notes", "\n".join(f"* {line}" for line in lines)]
+        parts += ["## Notes", markdown.bullets(lines)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_hass.errors import UserError
-from lit_hass.records import ensure_writable, read_objects, to_json, write_json, write_lines, write_text
+from lit_hass.records import ensure_writable, read_object, read_objects, to_json, write_json, write_lines, write_text
 from lit_hass.records.atomic import write_bytes
 from lit_hass.reports.perplexity_rows import UNIT_NAMES
 from lit_hass.reports.perplexity_view import to_markdown
@@ -125,10 +124,7 @@ def read_perplexity(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     file = folder / RESULT
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+    report = read_object(file)
     if not _is_report(report):
         raise UserError(f"{file}: is no result of a perplexity run")
     documents: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Rows of text as tables: for the screen and in Markdown."""
+"""Rows of text as tables for the screen."""
 
 from __future__ import annotations
 
@@ -33,15 +33,3 @@ def print_table(table: Table, console: Console) -> None:
     """Print a table that is broken or made wider than the screen before a figure in it is cut short."""
     needed = Measurement.get(console, console.options.update(width=1000), table).minimum
     console.print(table, width=max(console.width, needed), overflow="ignore", crop=False)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown."""
-    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    for sign in "|*[]":
-        text = text.replace(sign, "\\" + sign)
-    return text.strip() or " "

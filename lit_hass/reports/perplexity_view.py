@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lit_hass.reports import markdown
 from lit_hass.reports.perplexity_rows import (
     COUNT_COLUMNS,
     LADDER_COLUMNS,
@@ -20,12 +21,13 @@ from lit_hass.reports.perplexity_rows import (
     result_rows,
     warning_lines,
 )
-from lit_hass.reports.perplexity_tables import markdown_table, print_table, screen_table
+from lit_hass.reports.perplexity_tables import print_table, screen_table
+from lit_hass.reports.screen import Screen
 
 
 def print_perplexity(report: dict[str, Any], console: Console | None = None) -> None:
     """Print a report (of `perplexity_report`): protocols by units, the ladder, one line that says why, warnings."""
-    console = console or Console()
+    console = console or Screen()
     for line in about_lines(report):
         console.print(Text(line))
     print_table(screen_table(RESULT_COLUMNS, result_rows(report)), console)
@@ -49,27 +51,30 @@ def to_markdown(report: dict[str, Any], picture: str | None = None) -> str:
         report: of `perplexity_report`.
         picture: file name of the ladder's plot beside it; None has none.
     """
-    parts = ["# Perplexity", "\n".join(f"* {line}" for line in about_lines(report))]
+    parts = ["# Perplexity", markdown.bullets(about_lines(report))]
     if why := answer(report):
-        parts.append(f"**{why}**")
+        parts.append(f"**{markdown.text(why)}**")
     parts += [
-        markdown_table(RESULT_COLUMNS, result_rows(report)),
-        markdown_table(COUNT_COLUMNS, count_rows(report)),
-        LEGEND.replace("*", "\\*"),
+        markdown.table(RESULT_COLUMNS, result_rows(report), right=True),
+        markdown.table(COUNT_COLUMNS, count_rows(report), right=True),
+        markdown.text(LEGEND),
     ]
     if rows := ladder_rows(report):
         summary = report["ladder_summary"]
         parts += [
-            f"## From {summary['from']} to {summary['to']}, one change at a time",
-            markdown_table(LADDER_COLUMNS, rows),
+            f"## From {markdown.text(summary['from'])} to {markdown.text(summary['to'])}, one change at a time",
+            markdown.table(LADDER_COLUMNS, rows, right=True),
             "The contributions depend on the order of the changes, which is the table's.",
         ]
         if picture:
             parts.append(f"![ladder]({picture})")
     if lines := warning_lines(report):
-        parts += ["## Warnings", "\n".join(f"* {line}" for line in lines)]
+        parts += ["## Warnings", markdown.bullets(lines)]
     parts.append("## Protocols")
     for name, protocol in report["protocols"].items():
         card = json.dumps(protocol["card"], ensure_ascii=False)
-        parts.append(f"* `{name}` ({protocol['about']}), fingerprint `{protocol['fingerprint']}`: `{card}`")
+        parts.append(
+            f"* {markdown.code(name)} ({markdown.text(protocol['about'])}), "
+            f"fingerprint {markdown.code(protocol['fingerprint'])}: {markdown.code(card)}"
+        )
     return "\n\n".join(parts) + "\n"

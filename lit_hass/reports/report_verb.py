@@ -19,6 +19,7 @@ from lit_hass.reports.collapse_run import PAGE, ReportedRun, read_runs
 from lit_hass.reports.collapse_view import print_collapse
 from lit_hass.reports.comparison_rows import headline, verdict
 from lit_hass.reports.run_rows import resource_rows, statistics_rows
+from lit_hass.reports.screen import Screen
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def report(args: list[str]) -> int:
     out = Path(options.out) if options.out else runs[-1].path / name
     ensure_writable(out.parent)
     write_page(out, runs)
-    console = Console()
+    console = Screen()
     with console.capture() as text:
         print_runs(runs, console)
     sys.stdout.write(text.get())

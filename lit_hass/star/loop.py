@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
 from lit_hass.models import context_length, load_config, resolve_base
-from lit_hass.records import FolderLock, claim, to_jsonable, write_json, write_text
+from lit_hass.records import FolderLock, claim, read_object, to_jsonable, write_json, write_text
 from lit_hass.records.predictions import Prediction, PredictionFolder, kept_of, write_kept
 from lit_hass.reports.rationale_statistics import rates, rationale_summary
 from lit_hass.star.passes import on_first_rank, predict_pass, train_on
@@ -180,7 +179,7 @@ def loop_summary(out: Path) -> list[str]:
     Args:
         out: the loop's folder, with its ``star.json``.
     """
-    rows = json.loads((out / "star.json").read_text(encoding="utf-8"))["iterations"]
+    rows = (read_object(out / "star.json") or {})["iterations"]
     lines = ["iteration  validation (95 %)             training  kept  hinted among them  trained steps  loss"]
     for row in rows:
         found = row["validation"]
@@ -201,4 +200,4 @@ def _write_summary(out: Path) -> None:
     """``star.json``: the figures of all iterations so far."""
     folders = sorted(out.glob("iter_*"), key=lambda path: int(path.name.removeprefix("iter_")))
     files = [folder / "metrics.json" for folder in folders if (folder / "metrics.json").exists()]
-    write_json(out / "star.json", {"iterations": [json.loads(file.read_text(encoding="utf-8")) for file in files]})
+    write_json(out / "star.json", {"iterations": [read_object(file) for file in files]})

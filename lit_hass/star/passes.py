@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from lit_hass.modules.language_modeling import LanguageModelingModule
 from lit_hass.modules.out_of_memory import is_out_of_memory
 from lit_hass.modules.rationale import RationaleModule
 from lit_hass.ranks import on_rank_zero
+from lit_hass.records import read_object
 from lit_hass.records.predictions import Prediction, PredictionFolder
 from lit_hass.star.settings import FitSettings, Settings, TrainerSettings
 
@@ -48,7 +48,7 @@ def predict_pass(
         callbacks = [CorrectDataWriter(str(folder)), GenerationProgressBar()]
         trainer = _trainer(settings.trainer, callbacks, enable_progress_bar=True)
         trainer.predict(module, datamodule=data, return_predictions=False)
-    return place.read(), json.loads(place.metrics.read_text(encoding="utf-8"))
+    return place.read(), read_object(place.metrics) or {}
 
 
 def train_on(settings: Settings, folder: Path, base: str, iteration: int, max_length: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ def turn(
         decode_time=seconds - prefill,
         **settings,
     )
+
+
+def accepted_in(rng: random.Random, tokens: int) -> list[int]:
+    """Accepted draft tokens of steps behind a first token, which together give so many tokens (at least 1 step)."""
+    found, left = [], max(tokens - 1, 1)
+    while left > 0:
+        found.append(min(rng.randint(0, 6), left - 1))
+        left -= found[-1] + 1
+    return found
 
 
 def line(question_id: Any, *choices: Sequence[TurnRecord]) -> dict[str, Any]:

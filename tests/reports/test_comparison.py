@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_hass.reports import compare_runs
-from tests.reports.run_folders import DRAFT, line, lines_of, turn, write_lines_to, write_run
+from tests.reports.run_folders import DRAFT, accepted_in, line, lines_of, turn, write_lines_to, write_run
 
 
 def pair(tmp_path: Path, baseline, hass, model=None, draft=DRAFT, **settings) -> tuple[Path, Path]:
@@ -69,7 +69,7 @@ def test_against_loops_over_the_files(tmp_path: Path, seed: int) -> None:
                 other = ids[: rng.randint(1, len(ids))] + [rng.randint(0, 9)] if rng.random() < 0.3 else ids
                 match = rng.choice((True, False, None))
                 turns[0].append(turn(ids, rng.uniform(0.5, 2), prefill=0.1, exact_match=match))
-                accepted = [rng.randint(0, 6) for _ in range(rng.randint(1, 9))]
+                accepted = accepted_in(rng, len(other))
                 turns[1].append(
                     turn(
                         other, rng.uniform(0.1, 1), accepted, 0.05, exact_match=None if match is None else other == ids

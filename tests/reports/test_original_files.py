@@ -12,7 +12,7 @@ from lit_hass.errors import UserError
 from lit_hass.records import failed_answer, read_answers, to_json
 from lit_hass.reports import compare_runs, generation_statistics
 from lit_hass.reports.comparison_rows import figure_rows
-from tests.reports.run_folders import DRAFT, line, original_line, turn, write_lines_to, write_run
+from tests.reports.run_folders import DRAFT, accepted_in, line, original_line, turn, write_lines_to, write_run
 
 
 def acceptance_length_script(path: Path) -> float:
@@ -53,7 +53,7 @@ def talks(seed: int, choices: int = 2):
             talk = [[], []]
             for _ in range(rng.randint(1, 3)):
                 ids = [rng.randint(0, 99) for _ in range(rng.randint(2, 40))]
-                accepted = [rng.randint(0, 6) for _ in range(rng.randint(1, 9))]
+                accepted = accepted_in(rng, len(ids))
                 talk[0].append(turn(ids, rng.uniform(0.5, 2), prefill=0.1))
                 talk[1].append(turn(ids, rng.uniform(0.1, 1), accepted, prefill=0.1))
             for side in (0, 1):
