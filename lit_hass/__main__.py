@@ -31,6 +31,7 @@ without Lightning:
   report           show what runs left: representation collapse, speed, memory; several side by side
   lengths          measure prompts and answers; recommend gen_length, max_length and the batch that fits
   make-data        write questions of a shipped benchmark, or dialogues that a base writes itself
+  draft-vocabulary choose the tokens that a draft scores: the most frequent of its base's answers
   wordpiece        train a WordPiece vocabulary, encode with it, and compare it with BPE: train, encode, bench
 
 options:
@@ -73,6 +74,12 @@ def _make_data(args: list[str]) -> int:
     return make_data(args)
 
 
+def _draft_vocabulary(args: list[str]) -> int:
+    from lit_hass.data.draft_vocabulary_verb import draft_vocabulary
+
+    return draft_vocabulary(args)
+
+
 def _compare(args: list[str]) -> int:
     from lit_hass.reports.compare_verb import compare
 
@@ -102,6 +109,7 @@ _LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "lengths": _lengths,
     "make-data": _make_data,
+    "draft-vocabulary": _draft_vocabulary,
     "wordpiece": _wordpiece,
 }
 

@@ -20,6 +20,7 @@ from lit_hass.models.draft import DraftModel
 from lit_hass.models.draft_checkpoint import WEIGHT_FILES, read_draft_config, read_draft_tensors
 from lit_hass.models.draft_config import DraftConfig, base_sizes
 from lit_hass.models.draft_layouts import check_keys, has_qkv_bias, refuse_config, refuse_layout, strip_prefixes
+from lit_hass.models.draft_vocabulary import VOCABULARY_FILE, DraftVocabulary
 from lit_hass.models.folders import PRETRAINED, load_config
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def resolve_draft(path_or_name: str | Path) -> Path:
     if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"{name}: no such draft. {choices}")
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHT_FILES]))
+        return Path(snapshot_download(name, allow_patterns=["config.json", VOCABULARY_FILE, *WEIGHT_FILES]))
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: no such folder, and the hub did not give it: {reason} {choices}") from error
@@ -100,7 +101,11 @@ def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
     try:
         refuse_config(content)
         path, raw = read_draft_tensors(folder)
-        return _build(content, strip_prefixes(raw), base, str(path))
+        draft = _build(content, strip_prefixes(raw), base, str(path))
+        if (folder / VOCABULARY_FILE).is_file():
+            draft.vocabulary = DraftVocabulary.read(folder)
+            draft.vocabulary.check(draft.config.vocab_size)
+        return draft
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(folder)) else f"{folder}: {text}") from error

@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_hass.decoding import AutoregressiveDecoder, make_forward
+from lit_hass.decoding.select_draft import DraftScorer
+from lit_hass.models import DraftModel
 from lit_hass.modules.feature_cache import FeatureCache
 
 
@@ -70,6 +72,11 @@ class FrozenBase:
 
     def _compute(self, input_ids: Tensor) -> Tensor:
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def scorer(self, draft: DraftModel) -> DraftScorer:
+        """The base's logits of the tokens that a draft scores, as `head` gives those of all."""
+        found = DraftScorer.of(self._forward, draft)
+        return DraftScorer(lambda rows: found.logits(rows.to(self._forward.dtype)), found.ids)
 
     def head(self, rows: Tensor) -> Tensor:
         """The base's own logits ``[..., V]`` of ``[..., H]`` in float32, differentiable by the rows."""
