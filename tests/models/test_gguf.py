@@ -157,7 +157,8 @@ def test_a_full_disk_leaves_nothing_half_written(file, cache):
 
 
 def test_two_processes_at_once_convert_once(file, cache):
-    code = "import logging, sys; logging.basicConfig(level=20)\nfrom lit_hass.models import load_base; load_base(sys.argv[1])"
+    code = "import logging, sys; logging.basicConfig(level=20)\n"
+    code += "from lit_hass.models import load_base; load_base(sys.argv[1])"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(file)], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
