@@ -32,7 +32,8 @@ without Lightning:
   compare          compare a run with a draft to one without: speedup, acceptance, same tokens
   report           show what runs left: representation collapse, speed, memory; several side by side
   lengths          measure prompts and answers; recommend gen_length, max_length and the batch that fits
-  make-data        write questions of a shipped benchmark
+  make-data        write questions of a shipped benchmark, or dialogues that a base writes itself
+  draft-vocabulary choose the tokens that a draft scores: the most frequent of its base's answers
   wordpiece        train a WordPiece vocabulary, encode with it, and compare it with BPE: train, encode, bench
 
 options:
@@ -66,9 +67,19 @@ def _make_data(args: list[str]) -> int:
         from lit_hass.data.sums.verb import make_data as make_sums
 
         return make_sums(args[1:])
+    if args[:1] == ["dialogues"]:
+        from lit_hass.dialogues.verb import make_data as make_dialogues
+
+        return make_dialogues(args[1:])
     from lit_hass.data.html_to_tsv.verb import make_data
 
     return make_data(args)
+
+
+def _draft_vocabulary(args: list[str]) -> int:
+    from lit_hass.data.draft_vocabulary_verb import draft_vocabulary
+
+    return draft_vocabulary(args)
 
 
 def _compare(args: list[str]) -> int:
@@ -100,6 +111,7 @@ _LIGHT_VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "lengths": _lengths,
     "make-data": _make_data,
+    "draft-vocabulary": _draft_vocabulary,
     "wordpiece": _wordpiece,
 }
 

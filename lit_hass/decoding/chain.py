@@ -73,6 +73,7 @@ def draft_chain(
     features: Tensor,
     counts: Sequence[int],
     length: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Feed the rows that are new since the last step, then draft greedily.
 
@@ -85,6 +86,7 @@ def draft_chain(
         features: ``[B, T, H]`` of the base, padded alike.
         counts: New rows of each row of the batch, 1 .. T.
         length: Tokens to draft, at least 1.
+        ids: ``[K]`` int64, the tokens that the head's columns are; None are all.
 
     Returns:
         ``[B, length]`` int64, the tokens behind the root.
@@ -95,14 +97,19 @@ def draft_chain(
     feature = output[torch.arange(len(counts), device=output.device), last][:, None]  # [B, 1, H]
     tokens: list[Tensor] = []
     while True:
-        tokens.append(head(feature[:, 0]).argmax(-1))
+        best = head(feature[:, 0]).argmax(-1)
+        tokens.append(best if ids is None else ids[best])
         if len(tokens) == length:
             return torch.stack(tokens, dim=1)
         feature = draft(tokens[-1][:, None], feature, cache=cache, offset=len(tokens) - 1)
 
 
 def chain_acceptance(
-    draft: DraftModel, head: Callable[[Tensor], Tensor], answers: Sequence[KnownAnswer], length: int
+    draft: DraftModel,
+    head: Callable[[Tensor], Tensor],
+    answers: Sequence[KnownAnswer],
+    length: int,
+    ids: Tensor | None = None,
 ) -> list[list[int]]:
     """Walk through known answers as greedy decoding with chains of ``length`` draft tokens would.
 
@@ -114,6 +121,7 @@ def chain_acceptance(
         head: The base's output layer.
         answers: Of `known_answers` with ``beyond >= length``.
         length: Tokens per chain.
+        ids: ``[K]`` int64, the tokens that the head's columns are; None are all.
 
     Returns:
         Per answer the accepted tokens of each step, without the +1; the last step is not cut at the answer's end.
@@ -123,8 +131,8 @@ def chain_acceptance(
         return steps
     running = list(range(len(answers)))
     roots = [answer.prompt_length for answer in answers]  # position of the token that is known but not yet fed
-    ids = [answer.token_ids.tolist() for answer in answers]
-    cache = draft.new_cache(len(answers), 2 * max(len(row) for row in ids) + length)
+    texts = [answer.token_ids.tolist() for answer in answers]
+    cache = draft.new_cache(len(answers), 2 * max(len(row) for row in texts) + length)
     while running:
         spans = [(i, start, roots[i]) for i, start in zip(running, cache.lengths, strict=True)]
         tokens = [answers[i].token_ids[start + 1 : end + 1] for i, start, end in spans]
@@ -137,9 +145,10 @@ def chain_acceptance(
             pad_sequence(features, batch_first=True).to(draft.device),
             [end - start for _, start, end in spans],
             length,
+            ids,
         ).tolist()
         for i, proposal in zip(running, drafted, strict=True):
-            truth = ids[i][roots[i] + 1 : roots[i] + 1 + length]
+            truth = texts[i][roots[i] + 1 : roots[i] + 1 + length]
             accepted = 0
             while accepted < len(truth) and proposal[accepted] == truth[accepted]:
                 accepted += 1

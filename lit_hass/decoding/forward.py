@@ -5,7 +5,7 @@ whatever the other rows do; how the rows are laid out in memory (and padded) is 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,13 @@ class BaseForward(ABC):
 
         Both are on ``output_device``.
         """
+
+    def logits_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a function from ``[..., H]`` to the logits ``[..., K]`` of these tokens ``[K]`` alone.
+
+        This one computes them all; a forward whose output layer is a plain product takes the rows that it needs.
+        """
+        return lambda hidden: self.logits(hidden)[..., ids]
 
 
 class TreeForward(BaseForward):

@@ -2,10 +2,11 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -112,6 +113,15 @@ class HFForward(BaseForward):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's own logits in float32."""
         return self._head(hidden).float()
+
+    def logits_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Take the output layer's rows of these tokens, where the logits are its plain product."""
+        head = self._head
+        if type(head) is not nn.Linear or head.weight.device.type == "meta":
+            return super().logits_of(ids)
+        weight = head.weight.detach()[ids.to(head.weight.device)]
+        bias = None if head.bias is None else head.bias.detach()[ids.to(weight.device)]
+        return lambda hidden: F.linear(hidden, weight, bias).float()
 
     def _find_head(self) -> Any:
         """Choose the cheapest way from hidden states to logits that reproduces the model's own."""

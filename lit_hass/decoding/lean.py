@@ -5,7 +5,7 @@ lies in slot p, so prompts are padded on the right, where the causal mask hides 
 and later tokens overwrite it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,13 @@ class LeanForward(TreeForward):
         flat = hidden.reshape(-1, hidden.shape[-1])
         rows = torch.mm(flat, self._head_rows)
         return (rows if self._head.bias is None else rows + self._head.bias).view(*hidden.shape[:-1], -1).float()
+
+    def logits_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Take the output layer's rows of these tokens, once."""
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self._head.weight.detach()[ids.to(self._head.weight.device)]
+            bias = None if self._head.bias is None else self._head.bias.detach()[ids.to(weight.device)]
+        return lambda hidden: F.linear(hidden, weight, bias).float()
 
     def _arrange(self) -> None:
         self._stamp = Stamp(self.model)

@@ -1,6 +1,8 @@
 """Which forward a draft gets, and whether base, draft and tree go together."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,8 +44,33 @@ def check_pair(forward: BaseForward, draft: DraftModel, tree: TreeConfig) -> Non
             f"the draft lies on {draft.device}, the base's logits on {forward.output_device}: call "
             f'draft.to("{forward.output_device}") first'
         )
-    if tree.top_k > forward.vocab_size:
-        raise UserError(f"tree.top_k is {tree.top_k}, the vocabulary has {forward.vocab_size} tokens only")
+    scored = forward.vocab_size
+    if draft.vocabulary is not None:
+        draft.vocabulary.check(forward.vocab_size)
+        scored = len(draft.vocabulary.ids)
+    if tree.top_k > scored:
+        raise UserError(f"tree.top_k is {tree.top_k}, the vocabulary has {scored} tokens only")
+
+
+@dataclass(frozen=True)
+class DraftScorer:
+    """From the draft's features to logits of the tokens that it proposes.
+
+    Attributes:
+        logits: The base's output layer, ``[..., H] -> [..., K]`` in float32.
+        ids: ``[K]`` int64, which tokens these are; None are all of the base's, in their order.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    ids: Tensor | None = None
+
+    @classmethod
+    def of(cls, forward: BaseForward, draft: DraftModel) -> "DraftScorer":
+        """Take what the draft's vocabulary needs."""
+        if draft.vocabulary is None:
+            return cls(forward.logits)
+        ids = draft.vocabulary.tensor().to(draft.device)
+        return cls(forward.logits_of(ids), ids)
 
 
 @plain_numbers()

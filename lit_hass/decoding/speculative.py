@@ -17,7 +17,7 @@ from lit_hass.decoding.forward import TreeForward
 from lit_hass.decoding.generation import TokenState
 from lit_hass.decoding.rows import Decoder, Row, RowBatch
 from lit_hass.decoding.sampling import SamplingConfig
-from lit_hass.decoding.select_draft import check_pair, make_draft_forward
+from lit_hass.decoding.select_draft import DraftScorer, check_pair, make_draft_forward
 from lit_hass.decoding.select_forward import make_tree_forward
 from lit_hass.decoding.tree import DraftTree, grow_tree, root_only
 from lit_hass.decoding.tree_config import TreeConfig
@@ -56,6 +56,7 @@ class SpeculativeDecoder(Decoder):
         check_pair(self.forward, draft, tree)
         self.draft = make_draft_forward(draft)
         self.tree = tree
+        self._scorer = DraftScorer.of(self.forward, draft)
         self._size: int | None = None
 
     @property
@@ -69,7 +70,7 @@ class SpeculativeDecoder(Decoder):
             log.info("trees of %d tokens are the fastest here", self._size)
         assert self.total_tokens is not None
         tree = self.tree.sized(self.total_tokens)
-        SpeculativeBatch(self.forward, self.draft, tree, rows, sampling, stop, collect).run()
+        SpeculativeBatch(self.forward, self.draft, self._scorer, tree, rows, sampling, stop, collect).run()
 
     def _seconds_per_token(self, tree: TreeConfig, like: Row, sampling: SamplingConfig, stop: frozenset[int]) -> float:
         """Decode the row's own first tokens, the same ones for every tree.
@@ -82,7 +83,7 @@ class SpeculativeDecoder(Decoder):
             room = min(_TRIAL, self.forward.context - len(prompt))
         for ends in (stop, frozenset[int]()):
             row = Row(like.index, prompt, like.seed, room)
-            SpeculativeBatch(self.forward, self.draft, tree, [row], sampling, ends, False).run()
+            SpeculativeBatch(self.forward, self.draft, self._scorer, tree, [row], sampling, ends, False).run()
             if len(row.tokens) >= min(_SHORT, room):
                 break
         return row.times[1].wall / max(1, len(row.tokens) - 1)
@@ -97,6 +98,7 @@ class SpeculativeBatch(RowBatch):
         self,
         forward: TreeForward,
         draft: DraftForward,
+        scorer: DraftScorer,
         tree: TreeConfig,
         rows: list[Row],
         sampling: SamplingConfig,
@@ -105,7 +107,7 @@ class SpeculativeBatch(RowBatch):
     ) -> None:
         """Begin with all rows."""
         super().__init__(forward, rows, sampling, stop, collect)
-        self._draft, self._tree = draft, tree
+        self._draft, self._scorer, self._tree = draft, scorer, tree
         self._noise = None
         if not sampling.greedy:
             self._noise = [NodeNoise(row.seed, forward.vocab_size, forward.output_device) for row in rows]
@@ -181,7 +183,7 @@ class SpeculativeBatch(RowBatch):
         trims = self._tree.trim
         return grow_tree(
             self._draft,
-            self.forward.logits,
+            self._scorer.logits,
             self._draft_cache,
             feature,
             self._roots,
@@ -189,6 +191,7 @@ class SpeculativeBatch(RowBatch):
             stop=self.stop if trims else (),
             room=max(self._rooms()) if trims else None,
             collect=self.collect,
+            ids=self._scorer.ids,
         )
 
     def _rooms(self) -> list[int]:

@@ -63,6 +63,7 @@ def grow_tree(
     stop: Collection[int] = (),
     room: int | None = None,
     collect: bool = False,
+    ids: Tensor | None = None,
 ) -> DraftTree:
     """Draft a tree behind each root.
 
@@ -76,6 +77,7 @@ def grow_tree(
         stop: Tokens behind which nothing is needed: a chain on a CPU ends when all rows have drafted one.
         room: Draft tokens that may be needed at most; a chain grows no longer. None is no limit.
         collect: Whether the draft's features are wanted.
+        ids: ``[K]`` int64, the tokens that the head's logits ``[..., K]`` are of; None are all, in their order.
 
     Returns:
         The trees; ``T = min(total_tokens, candidates + 1)``, or less for a chain that ends early.
@@ -84,8 +86,8 @@ def grow_tree(
         return root_only(roots)
     if config.top_k == 1:
         nodes = config.nodes if room is None else min(room, config.nodes)
-        return _chain(draft, head, cache, feature, roots, nodes, frozenset(stop), collect)
-    return _tree(draft, head, cache, feature, roots, config, collect)
+        return _chain(draft, head, cache, feature, roots, nodes, frozenset(stop), collect, ids)
+    return _tree(draft, head, cache, feature, roots, config, collect, ids)
 
 
 def _chain(
@@ -97,6 +99,7 @@ def _chain(
     nodes: int,
     stop: frozenset[int],
     collect: bool,
+    ids: Tensor | None,
 ) -> DraftTree:
     """The tree of ``top_k = 1``, for which no scores are needed: a prefix of the chain is always the best."""
     tokens, hidden = [roots], feature[:, None]
@@ -106,6 +109,8 @@ def _chain(
     running = set(range(batch)) if stop and roots.device.type == "cpu" else None
     while True:
         best, token = head(hidden[:, 0]).max(dim=-1)
+        if ids is not None:
+            token = ids[token]
         tokens.append(token)
         if running is not None:
             running.difference_update([row for row, chosen in enumerate(token.tolist()) if chosen in stop])
@@ -144,9 +149,10 @@ def _tree(
     roots: Tensor,
     config: TreeConfig,
     collect: bool,
+    ids: Tensor | None,
 ) -> DraftTree:
     device, batch, k = roots.device, len(roots), config.top_k
-    scores, tokens = _best(head(feature), k)  # [B, K] each
+    scores, tokens = _best(head(feature), k, ids)  # [B, K] each
     hidden = feature[:, None].expand(-1, k, -1)
     seen = torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)  # [B, K, rows drafted so far]
     flat = torch.arange(k, device=device).expand(batch, -1)  # the beam's numbers among all candidates
@@ -158,7 +164,7 @@ def _tree(
         if collect:
             numbers.append(flat)
             features.append(hidden)
-        gained, following = _best(head(hidden), k)  # [B, K, K]
+        gained, following = _best(head(hidden), k, ids)  # [B, K, K]
         candidates = (scores[..., None] + gained).flatten(1)
         all_scores.append(candidates)
         all_tokens.append(following.flatten(1))
@@ -208,10 +214,10 @@ def _ancestors(parents: Tensor, levels: int) -> Tensor:
     return visible
 
 
-def _best(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best(logits: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities (none above 0) and ids ``[..., K]`` of the most probable tokens of ``[..., V]`` logits."""
     values, tokens = logits.topk(k, dim=-1)
-    return (values - logits.logsumexp(dim=-1, keepdim=True)).clamp_(max=0.0), tokens
+    return (values - logits.logsumexp(dim=-1, keepdim=True)).clamp_(max=0.0), tokens if ids is None else ids[tokens]
 
 
 def _sorted(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

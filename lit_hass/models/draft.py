@@ -26,6 +26,7 @@ from lit_hass.models.decoder import output_device
 from lit_hass.models.draft_cache import DraftCache
 from lit_hass.models.draft_checkpoint import save_draft
 from lit_hass.models.draft_config import DraftConfig
+from lit_hass.models.draft_vocabulary import DraftVocabulary
 
 #: Rotary embeddings whose frequencies do not depend on the length of the sequence.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -85,13 +86,14 @@ class DraftModel(nn.Module):
 
     Attributes:
         config: The same.
+        vocabulary: The tokens that it scores; None are all of the base's.
     """
 
-    def __init__(self, config: DraftConfig) -> None:
+    def __init__(self, config: DraftConfig, vocabulary: DraftVocabulary | None = None) -> None:
         """Make a draft with random weights, its embedding left to be filled in."""
         super().__init__()
         llama = config.llama()
-        self.config = config
+        self.config, self.vocabulary = config, vocabulary
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size).requires_grad_(False)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
         self.layers = nn.ModuleList([DraftLayer(config, llama)])

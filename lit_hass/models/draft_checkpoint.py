@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.models.draft_vocabulary import VOCABULARY_FILE
 from lit_hass.models.folders import WEIGHT_FILES, find_weights
 from lit_hass.models.torch_files import read_torch_file
 from lit_hass.records.json_lines import parse_json, read_bytes
@@ -96,7 +97,7 @@ def read_draft_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a draft as ``config.json`` and ``model.safetensors``, with EAGLE's names.
+    """Write a draft as ``config.json`` and ``model.safetensors``, with EAGLE's names, and its vocabulary if it has one.
 
     Both files are written under other names and moved into place, the weights first: a folder with a ``config.json``
     has its weights. ``bias`` in the configuration is what the weights have.
@@ -113,7 +114,9 @@ def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None 
     kind = dtype or draft.dtype
     tensors = {name: value.detach().to("cpu", kind).contiguous() for name, value in draft.state_dict().items()}
     text = json.dumps(draft.config.to_dict(kind), indent=2, allow_nan=False) + "\n"
-    weights, config = folder / f".{WEIGHT_FILES[0]}.{os.getpid()}", folder / f".config.json.{os.getpid()}"
+    weights, config, vocabulary = (
+        folder / f".{name}.{os.getpid()}" for name in (WEIGHT_FILES[0], "config.json", VOCABULARY_FILE)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,13 +124,19 @@ def save_draft(draft: DraftModel, folder: str | Path, dtype: torch.dtype | None 
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
         config.write_text(text, encoding="utf-8")
+        if draft.vocabulary is not None:
+            vocabulary.write_text(draft.vocabulary.to_json(), encoding="utf-8")
         shutil.copymode(config, weights)  # safetensors lets nobody but the owner read its files
+        if draft.vocabulary is not None:
+            os.replace(vocabulary, folder / VOCABULARY_FILE)
+        else:
+            (folder / VOCABULARY_FILE).unlink(missing_ok=True)  # an older draft's
         os.replace(weights, folder / WEIGHT_FILES[0])
         os.replace(config, folder / "config.json")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: the draft cannot be written: {_line(error)}") from error
     finally:
-        for path in (weights, config):
+        for path in (weights, config, vocabulary):
             path.unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ from lit_hass.models.draft import DraftModel
 from lit_hass.models.draft_checkpoint import read_draft_config, read_draft_shapes, read_draft_tensors
 from lit_hass.models.draft_config import DraftConfig, base_sizes
 from lit_hass.models.draft_layouts import check_keys, has_qkv_bias, refuse_config, refuse_layout, strip_prefixes
+from lit_hass.models.draft_vocabulary import VOCABULARY_FILE, DraftVocabulary
 from lit_hass.models.folders import PRETRAINED, WEIGHT_FILES, find_weights, load_config
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _QUERY = "layers.0.self_attn.q_proj.weight"
-_PATTERNS = ["config.json", *WEIGHT_FILES, "model-*.safetensors", "pytorch_model-*.bin"]
+_PATTERNS = ["config.json", VOCABULARY_FILE, *WEIGHT_FILES, "model-*.safetensors", "pytorch_model-*.bin"]
 #: Tables that are made from the configuration; older code kept them among the weights.
 _DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
 #: Rows of a large matrix that are compared at a time.
@@ -111,7 +112,11 @@ def load_draft(path_or_name: str | Path, base: PreTrainedModel) -> DraftModel:
     try:
         refuse_config(content)
         path, raw = read_draft_tensors(folder)
-        return _build(content, strip_prefixes(raw), base, str(path))
+        draft = _build(content, strip_prefixes(raw), base, str(path))
+        if (folder / VOCABULARY_FILE).is_file():
+            draft.vocabulary = DraftVocabulary.read(folder)
+            draft.vocabulary.check(draft.config.vocab_size)
+        return draft
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(folder)) else f"{folder}: {text}") from error

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from lit_hass.errors import UserError
+from lit_hass.models.gguf import PACKAGED, find_gguf, gguf_folder
 from lit_hass.records.json_lines import parse_json, read_bytes
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
@@ -34,24 +35,29 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def resolve_base(path_or_name: str | Path) -> str:
-    """Find a base model: a shipped name, else a local folder, else a hub id.
+    """Find a base model: a shipped name, else a local folder or GGUF file, else a hub id.
 
-    A shipped name wins over a folder of the same name (write ``./name`` for the folder).
+    A shipped name wins over a folder of the same name (write ``./name`` for the folder). A GGUF file is converted on
+    first use, see `lit_hass.models.gguf`.
 
     Returns:
         The folder's path, or the hub id unchanged.
 
     Raises:
         UserError: It is none of the three.
+        RunError: A GGUF file's conversion cannot be written.
     """
     name = str(path_or_name)
     if name in shipped_names():
         return str(PRETRAINED / name / "base")
+    file = find_gguf(name)
+    if file is not None:
+        return str(gguf_folder(file))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
     if folder.exists():
-        raise UserError(f"{name} is a file; a base model is a folder with config.json and weights")
+        raise UserError(f"{name} is a file; a base model is a folder with config.json and weights, or a .gguf file")
     if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"{name}: no such folder. {_choices()}")
     return name
@@ -184,7 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _choices() -> str:
-    names = ", ".join(shipped_names()) or "none"
+    names = ", ".join((*shipped_names(), *PACKAGED))
     return f"Give the path of a local folder, a hub id, or a shipped name ({names})."
 
 

@@ -71,7 +71,13 @@ class DraftLoss:
 
 
 def draft_loss(
-    predicted: Sequence[Tensor], targets: Tensor, mask: Tensor, head: Head, config: DraftLossConfig, chunk: int = 1024
+    predicted: Sequence[Tensor],
+    targets: Tensor,
+    mask: Tensor,
+    head: Head,
+    config: DraftLossConfig,
+    chunk: int = 1024,
+    best: Tensor | None = None,
 ) -> DraftLoss:
     """Compare the draft's passes with the base.
 
@@ -84,9 +90,12 @@ def draft_loss(
         predicted: S tensors ``[B, L, H]`` of `aligned_passes`.
         targets: ``[B, L, H]``, the base's features that they should be.
         mask: ``[B, L]`` bool with N rows set; the others cost and count nothing.
-        head: The base's output layer, ``[N, H] -> [N, V]``.
+        head: The base's output layer, ``[N, H] -> [N, V]``; of a draft that scores some tokens only, their logits: then
+            the base's distribution is the one over these.
         config: Weights.
         chunk: Rows whose logits are computed at once; see `chunk_rows`.
+        best: ``[N]`` int64, the column of the token that is the base's own choice, -1 where it has none; None takes the
+            largest logit of ``head``.
 
     Returns:
         The losses, each divided by N + 1e-5.
@@ -96,7 +105,7 @@ def draft_loss(
     share = 1.0 / (wanted.shape[0] + _EPSILON)
     distance = F.smooth_l1_loss(_wide(rows), _wide(wanted).expand(rows.shape), reduction="none")
     feature = distance.mean(-1).sum(-1) * share  # [S]
-    distilled, soft, top_k, agreement = _Distillation.apply(rows, wanted, head, config, chunk)
+    distilled, soft, top_k, agreement = _Distillation.apply(rows, wanted, head, config, chunk, best)
     total = config.feature_weight * feature.sum() + share * distilled
     return DraftLoss(total, feature.detach(), soft * share, top_k * share, agreement)
 
@@ -116,7 +125,13 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, wanted: Tensor, head: Head, config: DraftLossConfig, chunk: int
+        ctx: Any,
+        rows: Tensor,
+        wanted: Tensor,
+        head: Head,
+        config: DraftLossConfig,
+        chunk: int,
+        choices: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         steps, count = rows.shape[:2]
         training = ctx.needs_input_grad[0]
@@ -126,7 +141,8 @@ class _Distillation(torch.autograd.Function):
         for start in range(0, count, chunk):
             span = slice(start, min(start + chunk, count))
             scores = _wide(head(wanted[span]))  # [n, V]
-            best, at = scores.argmax(-1), scores.topk(min(config.top_k, scores.shape[-1]), dim=-1).indices
+            best = scores.argmax(-1) if choices is None else choices[span]
+            at = scores.topk(min(config.top_k, scores.shape[-1]), dim=-1).indices
             truth = scores.softmax(-1)  # P
             likeliest = truth.gather(-1, at)
             # The cross-entropy of weights w is sum(w) * logsumexp - sum(w * logits), whatever w is.
@@ -150,4 +166,4 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.grads * grad_outputs[0], None, None, None, None
+        return ctx.grads * grad_outputs[0], None, None, None, None, None

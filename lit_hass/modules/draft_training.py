@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_hass.data.batches import TokenBatch
 from lit_hass.decoding import derive_seed
+from lit_hass.decoding.select_draft import DraftScorer
 from lit_hass.errors import RunError, UserError
 from lit_hass.models import DraftModel, check_base, load_base, load_draft, load_tokenizer, stop_ids
 from lit_hass.models.draft_alignment import aligned_passes
+from lit_hass.models.draft_vocabulary import DraftVocabulary
 from lit_hass.modules.draft_loss import DraftLoss, DraftLossConfig, chunk_rows, draft_loss
 from lit_hass.modules.draft_optimizer import draft_optimizer
 from lit_hass.modules.draft_rows import DraftRows, trainable, with_noise
@@ -51,6 +53,8 @@ class DraftTrainingModule(LightningModule):
         draft: a draft to go on from (second stage); None starts a fresh one.
         draft_settings: fields of `DraftConfig` in which a fresh draft differs from one layer of the base, such as
             ``intermediate_size``.
+        draft_vocabulary: file of the tokens that the draft scores (``lit-hass draft-vocabulary``), for it and for its
+            losses, which are then several times as cheap; None are all, or those of ``draft``.
         steps: alignment steps S; 1 is plain EAGLE training.
         loss: weights of the losses.
         reference_softmax_leak: train with the published code's attention, whose causal mask is not applied.
@@ -77,6 +81,7 @@ class DraftTrainingModule(LightningModule):
         base: str = "html_to_tsv",
         draft: str | None = None,
         draft_settings: dict[str, Any] | None = None,
+        draft_vocabulary: str | None = None,
         steps: int = 3,
         loss: DraftLossConfig = DraftLossConfig(),
         reference_softmax_leak: bool = False,
@@ -109,6 +114,7 @@ class DraftTrainingModule(LightningModule):
         if feature_noise < 0:
             raise UserError(f"model.feature_noise must not be negative, found {feature_noise}")
         self.base_name, self.draft_name, self.draft_settings = base, draft, dict(draft_settings or {})
+        self.draft_vocabulary = draft_vocabulary
         self.steps, self.loss, self.leak, self.feature_noise = steps, loss, reference_softmax_leak, feature_noise
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup_steps, self.decay, self.final_lr = warmup_steps, decay, final_lr
@@ -117,6 +123,7 @@ class DraftTrainingModule(LightningModule):
         self.noise_seed, self.base_dtype, self.feature_cache = noise_seed, base_dtype, feature_cache
         self.draft: DraftModel | None = None
         self.base: FrozenBase | None = None
+        self._scorer: DraftScorer | None = None
         self._stop_ids: tuple[int, ...] = ()
         self._scores: nn.ModuleList | None = None
         self._names: list[str] = []
@@ -136,6 +143,8 @@ class DraftTrainingModule(LightningModule):
             UserError: names the folder and what it lacks.
         """
         check_base(self.base_name, needs_tokenizer=False)
+        if self.draft_vocabulary is not None:
+            DraftVocabulary.read(self.draft_vocabulary)
         if self.feature_cache is not None:
             ensure_writable(self.feature_cache.folder)
 
@@ -170,16 +179,28 @@ class DraftTrainingModule(LightningModule):
             draft = DraftModel.from_base(model, **self.draft_settings)
         else:
             draft = load_draft(self.draft_name, model)
+        if self.draft_vocabulary is not None:
+            draft.vocabulary = DraftVocabulary.read(self.draft_vocabulary)
+        if draft.vocabulary is not None:
+            draft.vocabulary.check(draft.config.vocab_size, self._stop_ids)
+        self._scorer = self.base.scorer(draft)
         self.draft = draft.float().train().requires_grad_(True)
         self.draft.embed_tokens.requires_grad_(False)
         log.info("%.2f M parameters to train", sum(p.numel() for p in draft.parameters() if p.requires_grad) / 1e6)
 
     def forward(self, rows: DraftRows, steps: int | None = None) -> DraftLoss:
         """Run the alignment steps over rows (at least one of which counts), and compare with the base."""
-        assert self.draft is not None and self.base is not None
+        assert self.draft is not None and self.base is not None and self._scorer is not None
         passes = list(aligned_passes(self.draft, rows.token_ids, rows.features, steps or self.steps, self.leak))
-        chunk = chunk_rows(self.base.vocab_size)
-        return draft_loss(passes, rows.targets, rows.mask, self.base.head, self.loss, chunk)
+        vocabulary = self.draft.vocabulary
+        chunk = chunk_rows(self.base.vocab_size if vocabulary is None else len(vocabulary.ids))
+        best = None
+        if vocabulary is not None and not self.training:  # what training logs is within the draft's own vocabulary
+            columns = torch.full((self.base.vocab_size,), -1, device=rows.targets.device)
+            columns[self._scorer.ids] = torch.arange(len(vocabulary.ids), device=columns.device)
+            wanted = rows.targets[rows.mask].split(chunk_rows(self.base.vocab_size))
+            best = columns[torch.cat([self.base.head(part).argmax(-1) for part in wanted])]
+        return draft_loss(passes, rows.targets, rows.mask, self._scorer.logits, self.loss, chunk, best)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Sum of the losses of all steps; 0 for a batch without a row to train on."""
@@ -266,10 +287,11 @@ class DraftTrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Measure the chains and log everything; computing the means gathers them from all ranks."""
-        assert self._scores is not None and self.base is not None and self.draft is not None
+        assert self._scores is not None and self._scorer is not None
+        assert self.base is not None and self.draft is not None
         lengths = []
         for name, scores, probe in zip(self._names, self._scores, self._probes, strict=True):
-            steps = probe.measure(self.base, self.draft, self._stop_ids).to(self.device)
+            steps = probe.measure(self.base, self.draft, self._scorer, self._stop_ids).to(self.device)
             scores.length.update(steps)  # type: ignore[operator,union-attr]
             for key, value in scores.values().items():  # type: ignore[operator]
                 self.log(f"val/{name}/{key}", value, sync_dist=True)

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from lit_hass.data.batches import IGNORE, TokenBatch
 from lit_hass.decoding.chain import KnownAnswer, chain_acceptance, known_answers
+from lit_hass.decoding.select_draft import DraftScorer
 from lit_hass.models import DraftModel
 from lit_hass.modules.frozen_base import FrozenBase
 
@@ -111,12 +112,12 @@ class ChainProbe:
             first = int(scored[0, 0]) if len(scored) else 0
             self._candidates.append(ids[: first if first > 1 else max(1, length // 2)])
 
-    def measure(self, base: FrozenBase, draft: DraftModel, stop_ids: Collection[int]) -> Tensor:
+    def measure(self, base: FrozenBase, draft: DraftModel, scorer: DraftScorer, stop_ids: Collection[int]) -> Tensor:
         """Accepted + 1 of every step, ``[n]`` float32; the last step of an answer is counted in full."""
         if self._answers is None:
             count = min(self.prompts, len(self._candidates))
             chosen = [self._candidates[i * len(self._candidates) // count] for i in range(count)]
             self._answers = known_answers(base.decoder, chosen, self.max_new_tokens, stop_ids, self.chain)
             self._candidates = []
-        steps = chain_acceptance(draft, base.head, self._answers, self.chain)
+        steps = chain_acceptance(draft, scorer.logits, self._answers, self.chain, scorer.ids)
         return torch.tensor([float(accepted + 1) for row in steps for accepted in row], dtype=torch.float32)

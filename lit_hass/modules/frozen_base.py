@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_hass.decoding import AutoregressiveDecoder, make_forward
+from lit_hass.decoding.select_draft import DraftScorer
 from lit_hass.errors import UserError
-from lit_hass.models import find_decoder
+from lit_hass.models import DraftModel, find_decoder
 from lit_hass.modules.feature_cache import FeatureCache
 from lit_hass.numerics import plain_numbers
 
@@ -79,6 +80,11 @@ class FrozenBase:
     @plain_numbers()
     def _compute(self, input_ids: Tensor) -> Tensor:
         return self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def scorer(self, draft: DraftModel) -> DraftScorer:
+        """The base's logits of the tokens that a draft scores, as `head` gives those of all."""
+        found = DraftScorer.of(self._forward, draft)
+        return DraftScorer(lambda rows: found.logits(rows.to(self._forward.dtype)), found.ids)
 
     def head(self, rows: Tensor) -> Tensor:
         """The base's own logits ``[..., V]`` of ``[..., H]`` in float32, differentiable by the rows."""

@@ -137,3 +137,19 @@ def test_acceptance_by_depth_follows_chains():
 def test_acceptance_beyond_the_sequence():
     reached, accepted = depth_acceptance(torch.ones(5, 2, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool))
     assert reached.tolist() == accepted.tolist() == [2, 1, 0, 0, 0]
+
+
+def test_a_draft_of_fewer_tokens_is_compared_over_these_and_agrees_with_the_bases_own_choice():
+    outputs, targets, mask, head = make()
+    ids = torch.arange(0, VOCAB, 3)
+    plain = sfold.plain_loss(outputs, targets, mask.double(), lambda rows: head(rows)[..., ids], (1.0, 0.1, 1.0), 10)
+    choice = head(targets[mask]).argmax(-1)
+    columns = torch.full((VOCAB,), -1)
+    columns[ids] = torch.arange(len(ids))
+    found = draft_loss(
+        outputs, targets, mask, lambda rows: head(rows)[..., ids], DraftLossConfig(), 4, best=columns[choice]
+    )
+    assert found.total.item() == pytest.approx(plain.item(), rel=1e-12)
+    for step, output in enumerate(outputs):
+        assert torch.equal(found.agreement[step], ids[head(output[mask])[..., ids].argmax(-1)] == choice)
+    assert not found.agreement[:, columns[choice] < 0].any()
