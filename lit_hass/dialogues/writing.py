@@ -174,7 +174,7 @@ class _Writer:
         )
         kept = []
         for number, sampled in zip(numbers, found, strict=True):
-            text = prompting.decode(sampled.output_ids).strip()
+            text = prompting.decode(sampled.output_ids.tolist()).strip()
             reason = self._why_dropped(sampled, text, prompting)
             if reason is None:
                 self.seen.add(same_prompt(text))
@@ -186,7 +186,7 @@ class _Writer:
     def _why_dropped(self, sampled: Generation, text: str, prompting: Prompting) -> str | None:
         if sampled.stop_reason != "stop":
             return "too long"
-        if set(sampled.output_ids[:-1]) & set(prompting.tokenizer.all_special_ids):
+        if set(sampled.output_ids[:-1].tolist()) & set(prompting.tokenizer.all_special_ids):
             return "special tokens"
         return implausible(text) or ("seen before" if same_prompt(text) in self.seen else None)
 
@@ -222,7 +222,7 @@ class _Writer:
         )
         rows = []
         for (number, text), answer in zip(numbered, answers, strict=True):
-            reference = prompting.decode(answer.output_ids)
+            reference = prompting.decode(answer.output_ids.tolist())
             if not reference.strip():
                 self.progress.dropped["empty answer"] += 1
                 continue

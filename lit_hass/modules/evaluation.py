@@ -132,9 +132,6 @@ class EvaluationModule(GenerationModule):
             for outcomes in zip(*(parts[method] for method in self.methods), strict=True)
         ]
 
-    def _all_decoders(self) -> Sequence[Decoder]:
-        return list(self._decoders.values())
-
     def _measure(self, batch: QuestionBatch) -> dict[str, list[QuestionOutcome]]:
         """Answer with both methods in turn, `repeats` times, and take each turn's median."""
         runs: dict[str, list[list[QuestionOutcome]]] = {method: [] for method in self.methods}

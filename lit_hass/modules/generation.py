@@ -212,10 +212,6 @@ class GenerationModule(LightningModule):
         fitting = [p for p in prompts if len(p) and (self._context is None or len(p) < self._context)]
         self._proved = all(any(prove(decoder, prompt) for prompt in fitting) for decoder in self._all_decoders())
 
-    def _all_decoders(self) -> Sequence[Decoder]:
-        assert self.decoder is not None
-        return [self.decoder]
-
     def _run(self, batch: QuestionBatch) -> list[QuestionOutcome]:
         """Answer a batch with the present decoder."""
         reset_peak_memory(self.device)

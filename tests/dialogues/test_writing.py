@@ -132,3 +132,20 @@ def test_a_file_that_is_there_stays(base, tmp_path):
 def test_a_base_that_writes_no_prompts_is_given_up(tiny_base, tmp_path):
     with pytest.raises(RunError, match="instruction-tuned"):
         write_dialogues(settings(str(tiny_base), batch=4, prompt_tokens=3), tmp_path / "d.jsonl")
+
+
+def test_a_sampled_text_with_special_tokens_inside_is_no_prompt(base, tsv_tokenizer, tmp_path, monkeypatch):
+    pad, end = tsv_tokenizer.pad_token_id, tsv_tokenizer.eos_token_id
+    words = tsv_tokenizer("1 2 3 4", add_special_tokens=False)["input_ids"]
+    real = AutoregressiveDecoder.generate
+
+    def generate(self, prompts, *args, **kwargs):
+        found = real(self, prompts, *args, **kwargs)
+        if kwargs.get("seeds") and args[0] == 40:  # what is sampled for prompts
+            found[0].output_ids = torch.tensor([*words, pad, *words, end])
+            found[0].stop_reason = "stop"
+        return found
+
+    monkeypatch.setattr(AutoregressiveDecoder, "generate", generate)
+    dropped = write_dialogues(settings(base, n=3), tmp_path / "d.jsonl")
+    assert pad in tsv_tokenizer.all_special_ids and dropped["special tokens"] >= 1
