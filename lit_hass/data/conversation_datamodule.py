@@ -92,6 +92,8 @@ class ConversationDataModule(LightningDataModule):
             ids, spoken = encode_conversation(prompting, question)
             side = self._validation if _share(question) < self.validation_share else self._train
             side.append((ids[: self.max_length], spoken[: self.max_length]))
+        if day := prompting.settings()["date"]:
+            log.warning("%s: the chat template writes the date into every conversation, here %s", name, day)
         for side, what in ((self._train, "train"), (self._validation, "validate")):
             if not side:
                 raise UserError(

@@ -8,8 +8,8 @@ from typing import Any
 
 from lit_hass.records.json_lines import QuestionId
 
-# What only a run made for a comparison has.
-_OF_COMPARISONS = frozenset({"wall_times", "divergence_gap"})
+# What only a run made for a comparison has, and what older files have not.
+_ONLY_IF_SET = frozenset({"wall_times", "divergence_gap", "prompt_digest"})
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ChoiceRecord:
         stop_reason: ``"stop"`` or ``"length"``.
         seed: Seeds of the noise; None for greedy decoding.
         prompt_tokens: Lengths of the prompts.
-        prompt_digest: Of the prompts' ids: whether two runs asked the same.
+        prompt_digest: Of the prompts' ids: whether two runs asked the same. Empty where nobody wrote it down.
         batch_rows: How many turns were decoded together.
         time_share: Seconds of the batch divided by ``batch_rows``.
         exact_match: Whether the text as generated is the reference; None without one.
@@ -124,7 +124,7 @@ class ChoiceRecord:
             stop_reason=[t.stop_reason for t in turns],
             seed=[t.seed for t in turns],
             prompt_tokens=[t.prompt_tokens for t in turns],
-            prompt_digest=[t.prompt_digest for t in turns],
+            prompt_digest=_unless_all_none([t.prompt_digest for t in turns]),
             batch_rows=[t.batch_rows for t in turns],
             time_share=[t.time_share for t in turns],
             exact_match=[t.exact_match for t in turns],
@@ -133,9 +133,9 @@ class ChoiceRecord:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as it stands in the answer line, the original's keys first; keys of a comparison only if set."""
+        """The choice as it stands in the answer line, the original's keys first; some keys only if set."""
         # Not dataclasses.asdict: it copies every token id one by one.
-        return {key: value for key, value in vars(self).items() if value or key not in _OF_COMPARISONS}
+        return {key: value for key, value in vars(self).items() if value or key not in _ONLY_IF_SET}
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class AnswerRecord:
         return {**line, "collected_features": True} if self.collected_features else line
 
 
-def _unless_all_none(values: list[float | None]) -> list[float | None]:
+def _unless_all_none(values: list[Any]) -> list[Any]:
     return [] if all(value is None for value in values) else values
 
 
