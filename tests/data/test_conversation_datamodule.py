@@ -140,5 +140,5 @@ def test_a_template_that_writes_the_date_is_said(talks, tiny_base, tmp_path, cap
     (base / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
     for tokenizer, said in ((tiny_base, False), (base, True)):
         caplog.clear()
-        ConversationDataModule(talks(), str(tokenizer)).setup("fit")
+        ConversationDataModule(talks(), str(tokenizer), validation_share=0.3).setup("fit")
         assert ("writes the date into every conversation" in caplog.text) == said
