@@ -109,6 +109,8 @@ class ConversationDataModule(LightningDataModule):
                 continue
             (self._validation if _share(question) < self.validation_share else self._train).append(row)
         self._say(len(questions), silent)
+        if day := prompting.settings()["date"]:
+            log.warning("%s: the chat template writes the date into every conversation, here %s", name, day)
         log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))
 
     def _say(self, count: int, silent: int) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 from lit_hass.records.json_lines import QuestionId
 
-# What only a run made for a comparison has, or only one on a CPU.
+# What only a run made for a comparison has, or only one on a CPU, and what older files have not.
 _ONLY_WHERE_KNOWN = frozenset(
-    {"wall_times", "divergence_gap", "text_tokens", "processor_time", "processor_prefill_time", "processor_times"}
-)
+    {
+        "wall_times", "divergence_gap", "prompt_digest", "text_tokens", "processor_time", "processor_prefill_time",
+        "processor_times",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class ChoiceRecord:
         stop_reason: ``"stop"``, ``"length"`` or ``"context"``.
         seed: Seeds of the noise; None for greedy decoding.
         prompt_tokens: Lengths of the prompts.
-        prompt_digest: Of the prompts' ids: whether two runs asked the same.
+        prompt_digest: Of the prompts' ids: whether two runs asked the same. Empty where nobody wrote it down.
         batch_rows: How many turns were decoded together.
         time_share: Seconds of the batch divided by ``batch_rows``.
         exact_match: Whether the text as generated is the reference; None without one.
@@ -143,7 +146,7 @@ class ChoiceRecord:
             stop_reason=[t.stop_reason for t in turns],
             seed=[t.seed for t in turns],
             prompt_tokens=[t.prompt_tokens for t in turns],
-            prompt_digest=[t.prompt_digest for t in turns],
+            prompt_digest=_unless_all_none([t.prompt_digest for t in turns]),
             batch_rows=[t.batch_rows for t in turns],
             time_share=[t.time_share for t in turns],
             exact_match=[t.exact_match for t in turns],

@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -197,3 +198,13 @@ def test_refusals(talks, tiny_base):
     for more in ({"validation_share": 0.0}, {"validation_share": 1.0}, {"max_length": 2}, {"batch_size": 0}):
         with pytest.raises(UserError, match="data."):
             setup(**more)
+
+
+def test_a_template_that_writes_the_date_is_said(talks, tiny_base, tmp_path, caplog):
+    base = shutil.copytree(tiny_base, tmp_path / "dated")
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    for tokenizer, said in ((tiny_base, False), (base, True)):
+        caplog.clear()
+        ConversationDataModule(talks(), str(tokenizer), validation_share=0.3).setup("fit")
+        assert ("writes the date into every conversation" in caplog.text) == said
