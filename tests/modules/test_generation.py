@@ -187,3 +187,21 @@ def test_a_draft_changes_no_answer(tiny_base, prompting, tmp_path, temperature: 
             assert len(generation.output_ids) <= 1 + sum(a + 1 for a in generation.accept_lengths)
     assert module.resume_settings()["tree"]["top_k"] == 3 and module.model_id.endswith("-hass")
     assert ready(tiny_base).resume_settings()["draft"] is None
+
+
+def test_the_context_is_a_setting(tiny_base, prompting) -> None:
+    """It ends answers, leaves no room for a longer prompt, and another one is another run."""
+    whole = ready(tiny_base, max_new_tokens=30).predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].choices[0][0]
+    module = ready(tiny_base, max_new_tokens=30, context=whole.prompt_tokens + 9)
+    (turn,) = module.predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].choices[0]
+    assert turn.generation.output_ids.tolist() == whole.generation.output_ids.tolist()[:9]
+    assert (turn.generation.stop_reason, whole.generation.stop_reason) == ("context", "length")
+    assert module.resume_settings()["context"] == whole.prompt_tokens + 9
+    assert "context" not in ready(tiny_base).resume_settings()
+    small = ready(tiny_base, context=whole.prompt_tokens)
+    assert "no room in the model's context" in small.predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].error
+
+
+def test_a_wrong_context_is_refused_before_anything_is_loaded(tiny_base) -> None:
+    with pytest.raises(UserError, match="model.context must be at least 2"):
+        GenerationModule(str(tiny_base), context=1).check()

@@ -148,3 +148,10 @@ def test_only_what_both_answered_is_counted(tmp_path: Path) -> None:
     assert found["runs"]["hass"]["failed"] == 1
     turns = compare_runs(*folders(tmp_path, lines=TWO_TURNS), allow_differences=True)
     assert turns["joined"]["turns"] == 3 and turns["speed"]["end_to_end"]["hass"] == pytest.approx(12 / 3.0)
+
+
+def test_answers_that_the_context_ended_are_told(tmp_path: Path) -> None:
+    """It is no limit that anybody set."""
+    cut = [line(i, [turn(IDS, 1.0, [3], prefill=0.5, stop_reason="context" if i < 3 else "length")]) for i in (1, 2, 3)]
+    told = [note for note in compare_runs(*folders(tmp_path, cut))["notes"] if "context" in note]
+    assert len(told) == 1 and told[0].startswith("2 answers of the second run were ended by the model's context")
