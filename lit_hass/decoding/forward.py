@@ -45,12 +45,14 @@ class BaseForward(ABC):
         context: Largest number of tokens in a sequence, or None.
         pads: Whether prompts of different lengths may share a batch without changing each other's results.
         batches: Whether prompts of equal length may.
-        features: Whether hidden states are features, from which an output layer makes the logits.
+        features: Whether hidden states are features, from which the logits are made; else they are the logits.
+        collects: Whether the output layer reads them as they are, so that they may be collected as what it reads.
     """
 
     pads = True
     batches = True
     features = True
+    collects = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Read the sizes of ``model``."""

@@ -112,10 +112,10 @@ class Decoder(ABC):
                 no features.
             RunError: A row has no finite logit.
         """
-        if collect_features and not self.forward.features:
+        if collect_features and not self.forward.collects:
             raise UserError(
-                f"{type(self.forward.model).__name__}: no features can be collected, as its logits are not to be had "
-                "from its last hidden state; it only answers"
+                f"{type(self.forward.model).__name__}: no features can be collected, as its output layer does not read "
+                "its last hidden states; it only answers"
             )
         limits = check_prompts(self.forward, prompts, max_new_tokens)
         row_seeds = check_seeds(seeds, len(prompts))

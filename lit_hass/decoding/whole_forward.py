@@ -41,10 +41,12 @@ class WholeForward(BaseForward):
         super().__init__(model)
         self._parts = parts
         if parts is None:
-            self.features, self.hidden_size = False, self.vocab_size
+            self.features = self.collects = False
+            self.hidden_size = self.vocab_size
             self.output_device = self._read(torch.zeros(1, dtype=torch.long)).device
         else:
             self.hidden_size, self.output_device = parts.hidden_size, parts.output_device
+            self.collects = parts.collects
 
     def new_cache(self, batch: int, capacity: int) -> WholeCache:
         """Return an empty cache; it needs no room, so ``capacity`` is not used."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_hass.errors import UserError
+from lit_hass.models import find_decoder
 from lit_hass.numerics import plain_numbers
 
 
@@ -48,6 +49,8 @@ def extract_features(
             f"{type(causal).__name__} is an encoder-decoder: its output layer reads no features of the input"
         )
     decoder = causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
+    if decoder is causal:  # it names a part that it does not have
+        decoder = find_decoder(causal)[1]
     device = causal.get_input_embeddings().weight.device
     ids = input_ids.to(device)
     real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.to(device).bool()

@@ -69,8 +69,8 @@ class WindowScorer:
 
     @property
     def takes_apart(self) -> bool:
-        """Whether hidden states and logits can be had one after the other."""
-        return self._head is not None
+        """Whether hidden states can be had that the output layer reads."""
+        return self._head is not None and self._parts is not None and self._parts.collects
 
     @plain_numbers()
     @torch.inference_mode()

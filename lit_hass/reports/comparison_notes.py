@@ -89,6 +89,11 @@ def notes(
             yield f"in the {name}'s file, {superseded_note(run.superseded)}; the last one counts."
         if run.dtype in ("float16", "bfloat16") and (run.settings or {}).get("device") == "cpu":
             yield f"the {name} ran in {run.dtype} on a CPU, where half precision is slow; its speed says little."
+        if run.ended_by_context:
+            yield (
+                f"{run.ended_by_context} answers of the {name} were ended by the model's context, not by "
+                "max_new_tokens (--model.context, if the model takes more)."
+            )
     if not comparison["speed"]["repeats"] and baseline.path.parent != hass.path.parent:
         yield (
             "the runs were not made in turn, so what else the machine did may have hit one of them alone; "

@@ -102,6 +102,12 @@ class ComparedRun:
         return max(rows, default=None)
 
     @property
+    def ended_by_context(self) -> int:
+        """Answers that the model's context ended, before their own limit."""
+        choices = (choice for answer in self.answered.values() for choice in answer["choices"])
+        return sum(reason == "context" for choice in choices for reason in choice.get("stop_reason") or ())
+
+    @property
     def nodes_per_step(self) -> int | None:
         """Drafted nodes of a tree, the root not counted; None where unknown."""
         tree = self.model.get("tree") or {}

@@ -136,7 +136,7 @@ def test_stop_and_limits(decoders):
 def test_the_context_ends_an_answer(decoders):
     decoder = decoders("gpt2")
     (result, full) = decoder.generate([prompt(250), prompt(256)], 20)
-    assert (len(result.output_ids), result.stop_reason) == (6, "length")
+    assert (len(result.output_ids), result.stop_reason) == (6, "context")
     assert len(full.output_ids) == 0
     with pytest.raises(UserError, match="prompt 0 has 257 tokens.*256"):
         decoder.generate([prompt(257)], 1)

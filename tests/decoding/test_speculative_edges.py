@@ -133,7 +133,7 @@ def test_nothing_is_looked_at_outside_the_context(monkeypatch, family, left):
         expected = AutoregressiveDecoder(model).generate(prompts, 12, sampling, seeds=[1, 2, 3], collect_features=True)
         assert ids(answers) == ids(expected)
         assert [len(answer.output_ids) for answer in answers] == [min(left, 12), 12, 6]
-        assert answers[0].stop_reason == "length"
+        assert answers[0].stop_reason == ("length" if left >= 12 else "context")
         for ours, theirs in zip(answers, expected, strict=True):
             if ours.features is not None:
                 torch.testing.assert_close(ours.features.features, theirs.features.features, rtol=2e-3, atol=2e-3)

@@ -418,3 +418,143 @@ def test_what_is_saved_can_be_read_by_all(base, tmp_path):
     DraftModel.from_base(base).save_pretrained(tmp_path / "draft")
     modes = {path.stat().st_mode for path in (tmp_path / "draft").iterdir()}
     assert modes == {(tmp_path / "beside").stat().st_mode}
+
+
+# As people write them
+
+
+def vllm(folder, base, **outside):
+    """What converters for vLLM make of a draft: names of a whole model, its configuration in an envelope."""
+    change(
+        folder,
+        {"lm_head.weight": base.lm_head.weight.clone()},
+        rename=lambda key: key if key.startswith(("fc", "lm_head")) else "model." + key,
+    )
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "eagle", "model": content, **outside}))
+
+
+def test_a_draft_converted_for_vllm(folder, base):
+    expected = load_draft(folder, base)
+    vllm(folder, base, eagle_fc_bias=True, architectures=["EAGLEModel"])
+    draft_loading.check_draft(folder)
+    loaded = load_draft(folder, base)
+    assert loaded.config == expected.config
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in expected.state_dict().items())
+
+
+def test_an_output_layer_must_be_the_bases(folder, base):
+    change(folder, {"lm_head.weight": base.lm_head.weight.to(torch.bfloat16).float()})  # rounded
+    assert "lm_head.weight" not in load_draft(folder, base).state_dict()
+    change(folder, {"lm_head.weight": base.lm_head.weight.flip(0).contiguous()})
+    assert "lm_head.weight is not the base's output layer" in refusal(folder, base)
+    change(folder, {"lm_head.weight": base.lm_head.weight * torch.nan})
+    assert "lm_head.weight is not the base's output layer" in refusal(folder, base)
+
+
+def test_what_says_nothing_is_passed_over(folder, base, caplog):
+    expected = load_draft(folder, base).state_dict()
+    inv_freq = 1.0 / 10000.0 ** (torch.arange(0, 8, 2) / 8)
+    tables = {f"layers.0.self_attn.rotary_emb.{name}_cached": zeros(1, 1, 64, 8) for name in ("cos", "sin")}
+    nothing = {"layers.0.self_attn.rotary_emb.inv_freq": inv_freq, ATTENTION + "o_proj.bias": zeros(32), **tables}
+    change(folder, nothing)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_draft(folder, base).state_dict()
+    assert loaded.keys() == expected.keys() and not caplog.text
+    change(folder, {"layers.0.self_attn.rotary_emb.inv_freq": inv_freq * 2})
+    with caplog.at_level(logging.WARNING):
+        load_draft(folder, base)
+    assert "inv_freq is not what config.json says" in caplog.text
+    change(folder, {ATTENTION + "o_proj.bias": torch.full((32,), 0.1)})  # this one would be added
+    assert f"has {ATTENTION}o_proj.bias" in refusal(folder, base)
+
+
+@pytest.mark.parametrize("place", ["front", "inside"])
+def test_a_compiled_module(folder, base, place):
+    expected = load_draft(folder, base).state_dict()
+    renamed = {"front": lambda key: "_orig_mod." + key, "inside": lambda key: key.replace("mlp.", "mlp._orig_mod.")}
+    change(folder, rename=renamed[place])
+    assert all(torch.equal(value, load_draft(folder, base).state_dict()[key]) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_with_an_index(folder, base, suffix):
+    expected = load_draft(folder, base).state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, save = ("model", save_file) if suffix == "safetensors" else ("pytorch_model", torch.save)
+    names, places = sorted(tensors), {}
+    for number, part in enumerate((names[:3], names[3:]), 1):
+        file = f"{stem}-0000{number}-of-00002.{suffix}"
+        save({name: tensors[name].clone() for name in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = folder / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    draft_loading.check_draft(folder)
+    assert all(torch.equal(value, load_draft(folder, base).state_dict()[key]) for key, value in expected.items())
+    index.write_text(json.dumps({"weight_map": {**places, "more": f"../{file}"}}))
+    assert f"names ../{file}, which is not beside it" in refusal(folder, base)
+    index.write_text(json.dumps({"weight_map": {**places, "more": "third"}}))
+    assert "names third, which is not there" in refusal(folder, base)
+
+
+def test_rotary_settings_for_each_kind_of_layer(folder, base):
+    sets = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    }
+    change(folder, rope_theta=None, rope_scaling=None, rope_parameters=sets)
+    assert load_draft(folder, base).config.rope_parameters["rope_theta"] == 1e6
+    change(folder, layer_types=["sliding_attention"])
+    draft = load_draft(folder, base)
+    assert draft.config.rope_parameters["rope_theta"] == 500.0
+    expected = 1.0 / 500.0 ** (torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(draft.rotary_frequencies()[0], expected)
+    change(folder, layer_types=["linear_attention"])
+    assert "none for a layer of kind linear_attention" in refusal(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"hidden_act": "swiglu"}, "hidden_act 'swiglu' is unknown"),
+        ({"hidden_act": ["silu"]}, "hidden_act ['silu'] is unknown"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
+    ],
+)
+def test_settings_that_cannot_be_used(folder, base, config, text):
+    change(folder, **config)
+    assert text in refusal(folder, base)
+    with pytest.raises(UserError, match=str(folder)):
+        draft_loading.check_draft(folder)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_whole_language_model_is_called_that(layers, base, tmp_path):
+    config = build("llama").config
+    config.num_hidden_layers = layers
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    text = refusal(tmp_path, base)
+    assert f"a whole language model of {layers} layer" in text
+    with pytest.raises(UserError, match="a whole language model"):
+        draft_loading.check_draft(tmp_path, None)
+
+
+def test_loading_makes_no_weight_that_is_not_kept(folder, base, monkeypatch):
+    """A draft of 8B shapes took half a minute for random numbers that nobody saw."""
+    for name in ("uniform_", "normal_"):
+        own = getattr(torch.Tensor, name)
+
+        def drawn(tensor, *args, _own=own, **kwargs):
+            assert tensor.is_meta, "random weights are made"  # without memory it costs nothing
+            return _own(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, drawn)
+    state = torch.random.get_rng_state()
+    draft = load_draft(folder, base)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.device.type == "cpu" for parameter in draft.parameters())
+    assert draft.rotary_frequencies()[0].device.type == "cpu"
+    with pytest.raises(AssertionError, match="random weights"):
+        DraftModel.from_base(base)

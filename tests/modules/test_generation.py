@@ -218,3 +218,21 @@ def test_what_generate_would_do_to_the_logits_is_said(tiny_base, tmp_path, caplo
     caplog.clear()
     ready(tiny_base)
     assert "generate()" not in caplog.text
+
+
+def test_the_context_is_a_setting(tiny_base, prompting) -> None:
+    """It ends answers, leaves no room for a longer prompt, and another one is another run."""
+    whole = ready(tiny_base, max_new_tokens=30).predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].choices[0][0]
+    module = ready(tiny_base, max_new_tokens=30, context=whole.prompt_tokens + 9)
+    (turn,) = module.predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].choices[0]
+    assert turn.generation.output_ids.tolist() == whole.generation.output_ids.tolist()[:9]
+    assert (turn.generation.stop_reason, whole.generation.stop_reason) == ("context", "length")
+    assert module.resume_settings()["context"] == whole.prompt_tokens + 9
+    assert "context" not in ready(tiny_base).resume_settings()
+    small = ready(tiny_base, context=whole.prompt_tokens)
+    assert "no room in the model's context" in small.predict_step(QuestionBatch((ONE,), 1, prompting), 0)[0].error
+
+
+def test_a_wrong_context_is_refused_before_anything_is_loaded(tiny_base) -> None:
+    with pytest.raises(UserError, match="model.context must be at least 2"):
+        GenerationModule(str(tiny_base), context=1).check()

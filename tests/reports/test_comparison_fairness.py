@@ -165,3 +165,10 @@ def test_later_prompts_count_as_far_as_the_answers_before_are_the_same(tmp_path:
         for name, text, digest in (("alike", "same", "a"), ("unlike", "same", "b"), ("parted", "other", "b"))
     ]
     assert keys == [[], ["prompts"], []]
+
+
+def test_answers_that_the_context_ended_are_told(tmp_path: Path) -> None:
+    """It is no limit that anybody set."""
+    cut = [line(i, [turn(IDS, 1.0, [3], prefill=0.5, stop_reason="context" if i < 3 else "length")]) for i in (1, 2, 3)]
+    told = [note for note in compare_runs(*folders(tmp_path, cut))["notes"] if "context" in note]
+    assert len(told) == 1 and told[0].startswith("2 answers of the second run were ended by the model's context")

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from callbacks.generation_statistics import _print_table
 from lit_hass.records import AnswerRecord, ChoiceRecord, TurnRecord, failed_answer, to_json
 from lit_hass.reports import distribution, environment, generation_statistics
 
@@ -34,7 +35,7 @@ def test_two_plain_answers() -> None:
     assert summary["tokens_per_second"]["end_to_end"] == pytest.approx(8 / 4.0)
     assert summary["tokens_per_second"]["decode_only"] == pytest.approx(6 / 2.5)
     assert summary["seconds"] == {"total": 4.0, "prefill": 1.5, "decode": 2.5}
-    assert summary["stop_reasons"] == {"stop": 1, "length": 1}
+    assert summary["stop_reasons"] == {"stop": 1, "length": 1, "context": 0}
     assert summary["exact_match"] == {
         "matched": 1,
         "of": 2,
@@ -149,3 +150,12 @@ def test_the_environment_is_ready_for_json() -> None:
     found = json.loads(to_json(environment()))
     assert set(found["packages"]) >= {"torch", "transformers", "lightning"} and found["packages"]["torch"]
     assert found["cpu_threads"] >= 1 and isinstance(found["gpus"], list)
+
+
+def test_the_table_says_when_the_context_was_the_limit(capsys) -> None:
+    found = [answer(i, [turn(reason=reason)]) for i, reason in enumerate(("stop", "length", "context", "context"))]
+    summary = generation_statistics(found)
+    assert summary["stop_reasons"] == {"stop": 1, "length": 1, "context": 2}
+    _print_table({**summary, "devices": 1})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "cut by a limit 1 of 4 answers 2 of 4 answers by the model's context, not by max_new_tokens" in printed

@@ -140,7 +140,9 @@ def test_statistics_of_an_original_draft_file(tmp_path: Path) -> None:
     written = json.loads(to_json(found))
     assert written["tokens_per_second"]["decode_only"] is None and written["seconds"]["prefill"] is None
     assert written["prompt_tokens"]["mean"] is None and written["exact_match"]["share"] is None
-    assert written["stop_reasons"] == {"stop": None, "length": None} and written["peak_memory_bytes"] is None
+    assert (
+        written["stop_reasons"] == dict.fromkeys(("stop", "length", "context")) and written["peak_memory_bytes"] is None
+    )
     assert written["acceptance"]["node_acceptance_rate"] is None and len(written["acceptance"]["reasons"]) == 1
     assert written["unknown"] == {"prefill_seconds": 6, "prompt_tokens": 6, "stop_reason": 6}
 
