@@ -203,6 +203,8 @@ def _sample_notes(subject: CollapseSubject) -> Iterable[str]:
         cap = counts.get("n_kept_cap")
         limit = "" if cap is None else f", at most {cap} of a token"
         yield f"entropies of {sampled} tokens, and NC4, are those of a sample of their rows{limit}"
+    if unsampled := counts.get("n_unsampled_rows"):
+        yield f"{unsampled} rows are in no sample for lack of memory: neither entropies per token nor NC4 have them"
     if left_out := counts.get("classes_left_out"):
         yield (
             f"{left_out} of {counts['classes_eligible']} token classes are left out of the entropies per token and of "

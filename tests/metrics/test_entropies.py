@@ -153,6 +153,10 @@ def test_chunks_follow_both_rules():
         assert found.entropies == pytest.approx(expected, abs=1e-9)
         assert found.first_minus_last == pytest.approx(expected[0] - expected[-1], abs=1e-9)
     assert chunk_entropies(rows[:4]).pattern == "undefined"
+    # Of 7 rows the last stretches are one row each: no entropy, which as 0 would be a strong decline.
+    short = chunk_entropies(rows[:7])
+    assert [math.isnan(value) for value in short.entropies] == [False, False, True, True, True]
+    assert short.pattern == "undefined" and math.isnan(short.first_minus_last)
     flat = torch.cat((torch.eye(6, dtype=torch.float64), torch.ones(6, 6, dtype=torch.float64)))
     assert chunk_entropies(flat, 2).pattern == "strong_decline"
     with pytest.raises(UserError, match="rule"):

@@ -121,13 +121,13 @@ def test_a_sample_is_said_and_shown_by_its_rows(pair, tmp_path: Path) -> None:
     metrics = copy.deepcopy(pair[1].metrics)
     token = max(metrics["token_metrics"], key=lambda key: metrics["token_metrics"][key]["num_samples"])
     metrics["token_metrics"][token] |= {"sampled": 2, "normalized_entropy": 0.0, "svd_entropy": 0.0}
-    metrics["counts"] |= {"n_kept_cap": 2, "classes_left_out": 3}
+    metrics["counts"] |= {"n_kept_cap": 2, "classes_left_out": 3, "n_unsampled_rows": 11}
     metrics["settings"] = {**metrics["settings"], "max_tokens_to_analyze": metrics["counts"]["classes_eligible"]}
     (subject,) = read_runs([write_collapse_run(tmp_path / "run", metrics)])[0].subjects
     text = " ".join(printed([subject]).split())
     assert "entropies of 1 tokens, and NC4, are those of a sample of their rows, at most 2 of a token" in text
     assert f"3 of {metrics['counts']['classes_eligible']} token classes are left out" in text
-    assert "most frequent tokens (max_tokens_to_analyze)" in text
+    assert "11 rows are in no sample" in text and "most frequent tokens (max_tokens_to_analyze)" in text
     assert extreme_tokens(subject)[0][2] == f"2 of {metrics['token_metrics'][token]['num_samples']}"
     points = tokens_figure([subject]).axes[1].collections[0].get_offsets()
     assert points[:, 0].max() < metrics["token_metrics"][token]["num_samples"]  # it lies under the bound of 2 rows
