@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lit_hass.errors import UserError
 from lit_hass.models.folders import PRETRAINED
@@ -13,7 +14,7 @@ def own_draft(base: str | Path) -> str | None:
     return next((name for name in names if _is(base, name, "base")), None)
 
 
-def tree_of(base: str | Path, draft: str | Path) -> dict[str, int | bool] | None:
+def tree_of(base: str | Path, draft: str | Path) -> dict[str, Any] | None:
     """Sizes of the tree that was chosen by measurement for a shipped pair, as arguments of `TreeConfig`.
 
     A tree that is best for one pair says nothing of another: how deep to draft depends on how sure this draft is of
