@@ -153,4 +153,4 @@ def _of_originals(comparison: dict[str, Any]) -> Iterable[str]:
             "token, and beyond the limit, and so prints a lower length"
         )
     if parts:
-        yield f'"mean of questions" is the original scripts\' formula, and not what they print: {"; ".join(parts)}.'
+        yield f'"question mean" is the original scripts\' formula, and not what they print: {"; ".join(parts)}.'

@@ -71,9 +71,9 @@ def figure_rows(comparison: dict[str, Any]) -> list[FigureRow]:
     if speed["processor"] is not None:
         rows += [
             _speed_row("tokens/CPU s end to end", speed["processor"]["end_to_end"]),
-            _speed_row("tokens/CPU s decoding only", speed["processor"]["decode_only"]),
+            _speed_row("tokens/CPU s decoding", speed["processor"]["decode_only"]),
         ]
-    name = "(original)" if speed["original"]["is_original"] else "mean of questions"
+    name = "(original)" if speed["original"]["is_original"] else "question mean"
     rows += [
         _speed_row("tokens/s end to end", speed["end_to_end"]),
         _speed_row("tokens/s decoding only", speed["decode_only"]),
@@ -128,7 +128,7 @@ def _acceptance_rows(comparison: dict[str, Any]) -> list[FigureRow]:
 
     rows = [
         row("acceptance length", "micro"),
-        row("· mean of questions", "mean_of_questions")
+        row("· question mean", "mean_of_questions")
         if all(each is None or each["original"] is None for each in found)
         else row("· (original)", "original"),
         row("· tokens per step", "tokens_per_step"),

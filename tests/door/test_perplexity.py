@@ -211,7 +211,8 @@ def test_compare_dense_and_pruned(door, pair) -> None:
     reports = [json.loads((run / "perplexity.json").read_text()) for run in (one, other)]
     values = [report["protocols"]["lm_eval_wikitext"]["word_ppl"] for report in reports]
     assert words["ratio"] == pytest.approx(values[1] / values[0], rel=1e-9)
-    assert words["interval"][0] < words["ratio"] < words["interval"][1] and words["documents"] == 4
+    assert words["se"] > 0 and words["documents"] == 4
+    assert words["interval"] is None and "4 documents are too few" in " ".join(result.out.split())
     assert set(found["protocols"]["wanda"]["units"]) == {"token"}
     assert reports[1]["model"]["zero_weights"] > 0.1 and "effective exponent" in result.out.lower()
     assert (other / "comparison" / "comparison.md").is_file()

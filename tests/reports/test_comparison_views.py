@@ -66,6 +66,32 @@ def test_the_table_has_the_figures_and_fits_80_columns(tmp_path: Path) -> None:
     assert len(table) == 1 + len(figure_rows(found)) and max(map(len, text.splitlines())) <= 80
 
 
+def test_processor_time_stands_above_wall_time_and_fits_too(tmp_path: Path) -> None:
+    def spent(drafted: bool):
+        found = lines(drafted)
+        for number, answer in enumerate(found):
+            seconds = (0.4 if drafted else 1.4) + 0.01 * (number % 7)
+            answer["choices"][0] |= {
+                "processor_time": [seconds], "processor_prefill_time": [0.1],
+                "processor_times": [[seconds, 1.1 * seconds, 1.2 * seconds]], "wall_times": [[1.0, 1.0, 1.0]],
+            }  # fmt: skip
+            answer["load"] = 7.25
+        return found
+
+    one = write_run(tmp_path / "baseline", spent(False))
+    found = compare_runs(one, write_run(tmp_path / "hass", spent(True), DRAFT))
+    text = printed(found)
+    table = [row for row in text.splitlines() if row.startswith(" ")]
+    labels = [row.split("  ")[0].strip() for row in table]
+    assert labels.index("tokens/CPU s end to end") < labels.index("tokens/s end to end")
+    assert max(map(len, text.splitlines())) <= 80 and "load of the machine was 7.2" in " ".join(text.split())
+    said, speed = " ".join(text.split()), found["speed"]
+    assert f"{speed['processor']['end_to_end']['ratio']:.2f}x the baseline's tokens per processor second" in said
+    assert f"by the clock on the wall {speed['end_to_end']['ratio']:.2f}x" in said and "over questions" in said
+    page = to_html(found, plot_comparison(found))
+    assert "tokens/CPU s baseline" in page and "tokens/CPU s end to end" in to_markdown(found)
+
+
 def test_collapse_stands_in_the_table_where_it_was_measured(tmp_path: Path) -> None:
     plain = comparison(tmp_path / "plain")
     assert plain["collapse"] == {"baseline": None, "hass": None}

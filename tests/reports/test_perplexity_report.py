@@ -59,7 +59,7 @@ def test_a_ladder_to_an_estimate_adds_up_too(base, text) -> None:
     for settings in ({}, {"protocols": ["document", "lm_eval_wikitext"], "document_bos": False}):
         report, _, _ = report_of(base, text, bos_policy="none", **settings)
         words = report["protocols"]["lm_eval_wikitext"]
-        assert words["printed"] == {"unit": "word_ppl_est", "value": words["word_ppl_est"]}
+        assert words["printed"] == {"unit": "word_ppl_est", "value": words["word_ppl_est"], "original": True}
         assert report["ladder"][-1]["ppl"] == pytest.approx(words["word_ppl_est"], rel=1e-12)
         assert report["ladder_summary"]["sum"] == pytest.approx(report["ladder_summary"]["ln_ratio"], abs=1e-12)
 
