@@ -83,6 +83,7 @@ class ConversationDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.validation_names = ["conversations"]
         self.last_turn_only = 0
+        self._asked: list[Question] = []
         self._train: list[_Row] = []
         self._validation: list[_Row] = []
 
@@ -111,6 +112,7 @@ class ConversationDataModule(LightningDataModule):
                 silent += 1
                 continue
             (self._validation if _share(question) < self.validation_share else self._train).append(row)
+        self._asked = []  # tokens are all that is needed from here on
         self._say(len(questions), silent)
         log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))
 
@@ -136,6 +138,8 @@ class ConversationDataModule(LightningDataModule):
                 )
 
     def _questions(self) -> list[Question]:
+        if self._asked:
+            return self._asked
         path = questions_file(self.path)
         questions = read_questions(path, answered=True)
         for question in questions:
@@ -144,6 +148,7 @@ class ConversationDataModule(LightningDataModule):
                     f"{path}: question {question.question_id!r} has {len(question.turns)} turns and "
                     f"{len(question.reference)} references; each turn needs its answer"
                 )
+        self._asked = questions
         return questions
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
