@@ -62,8 +62,8 @@ def commonsense_qa_file(path_or_name: str | os.PathLike[str], kind: str = "quest
     if not path.exists():
         what = kind.replace("_", "-") + " file"
         raise UserError(
-            f"{path_or_name}: no such {what}; {SHIPPED} names the one that comes with the package, and of a set of the "
-            "hub one of its files is given"
+            f"{path_or_name}: no such {what}; {SHIPPED} names the one that comes with the package; of a set of "
+            "the hub, give one of its files"
         )
     return path
 

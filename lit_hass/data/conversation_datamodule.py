@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Stands for an answer where it is looked for what a template writes around one.
 _MARK = "lit-hass"
+_TAG = re.compile(r"<(\w+)>")
 #: A conversation's ids, and which of them the assistant says.
 _Row = tuple[list[int], list[bool]]
 
@@ -80,6 +82,7 @@ class ConversationDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.validation_names = ["conversations"]
         self.last_turn_only = 0
+        self._asked: list[Question] = []
         self._train: list[_Row] = []
         self._validation: list[_Row] = []
 
@@ -108,6 +111,7 @@ class ConversationDataModule(LightningDataModule):
                 silent += 1
                 continue
             (self._validation if _share(question) < self.validation_share else self._train).append(row)
+        self._asked = []  # tokens are all that is needed from here on
         self._say(len(questions), silent)
         if day := prompting.settings()["date"]:
             log.warning("%s: the chat template writes the date into every conversation, here %s", name, day)
@@ -135,6 +139,8 @@ class ConversationDataModule(LightningDataModule):
                 )
 
     def _questions(self) -> list[Question]:
+        if self._asked:
+            return self._asked
         path = questions_file(self.path)
         questions = read_questions(path, answered=True)
         for question in questions:
@@ -143,6 +149,7 @@ class ConversationDataModule(LightningDataModule):
                     f"{path}: question {question.question_id!r} has {len(question.turns)} turns and "
                     f"{len(question.reference)} references; each turn needs its answer"
                 )
+        self._asked = questions
         return questions
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
@@ -193,10 +200,18 @@ def _last_turn(prompting: Prompting, turns: list[str], answers: list[str]) -> _R
     before, found, closing = _told(prompting, turns, [*answers[:-1], _MARK]).rpartition(_MARK)
     if not found:
         raise UserError("the chat template does not write an answer down, so nothing of it can be trained on")
-    if whole == before + answers[-1] + closing and prompting.text(turns, answers[:-1]).startswith(before):
-        # The prompt opens more than an answer, such as a thought, and this one has none: it stands as it is told later.
+    prompt, answer = prompting.text(turns, answers[:-1]), answers[-1]
+    # What the prompt opens for the answer, such as a thought.
+    opened = prompt.removeprefix(before) if prompt.startswith(before) else ""
+    if opened.strip() and answer.lstrip().startswith(opened.strip()):
+        # An answer that repeats it: the model only says the rest.
+        answer = answer.lstrip().removeprefix(opened.strip()).removeprefix(opened[len(opened.rstrip()) :])
+    elif (
+        opened and whole == before + answer + closing and not any(f"</{tag}>" in answer for tag in _TAG.findall(opened))
+    ):
+        # An answer that has none: it stands as it is told later.
         asked = _ids(prompting, before, prompting.template == "plain")
-    said = _ids(prompting, answers[-1] + closing, False)
+    said = _ids(prompting, answer + closing, False)
     return asked + said, [False] * len(asked) + [True] * len(said)
 
 

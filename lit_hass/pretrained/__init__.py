@@ -33,8 +33,8 @@ def questions_file(path_or_name: str) -> Path:
     if path.exists():
         return path
     raise UserError(
-        f"{path_or_name}: no such question file (of a set of the hub, give one of its files); shipped benchmarks: "
-        f"{', '.join(names()) or 'none'}"
+        f"{path_or_name}: no such question file; shipped benchmarks: {', '.join(names()) or 'none'}; of a set of the "
+        "hub, give one of its files"
     )
 
 

@@ -1,6 +1,6 @@
 """What a run leaves on disk: questions in, answers out, atomically, resumable, one run per folder.
 
-Standard library only.
+Standard library only, but for reading parquet tables.
 """
 
 from lit_hass.records.answer_files import iter_intact, parse_answer, read_answers

@@ -72,6 +72,7 @@ R1 = (
     "}}<|end|>{% else %}{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n"
     "{% endif %}"
 )
+KEPT = R1.replace(".split('</think>')[-1]", "")
 COUNTED = "{{ messages | length }}" + R1.replace("<think>\n", "").replace(".split('</think>')[-1]", "")
 
 
@@ -86,6 +87,12 @@ COUNTED = "{{ messages | length }}" + R1.replace("<think>\n", "").replace(".spli
         (R1, "a", ["hm</think>x"], "<|user|>a<|assistant|><think>\n", "hm</think>x<|end|>", 1),
         (R1, "ab", ["hm</think>x", "so</think>y"], "<|user|>a<|assistant|>x<|end|><|user|>b<|assistant|><think>\n",
             "so</think>y<|end|>", 1),
+        (R1, "a", ["<think>\nhm</think>x"], "<|user|>a<|assistant|><think>\n", "hm</think>x<|end|>", 1),
+        (R1, "a", [" <think>hm</think>x"], "<|user|>a<|assistant|><think>\n", "hm</think>x<|end|>", 1),
+        # the same, and thoughts stay
+        (KEPT, "a", ["hm</think>x"], "<|user|>a<|assistant|><think>\n", "hm</think>x<|end|>", 1),
+        (KEPT, "ab", ["<think>\nhm</think>x", "<think>\nso</think>y"], "<|user|>a<|assistant|><think>\nhm</think>x"
+            "<|end|><|user|>b<|assistant|><think>\n", "so</think>y<|end|>", 2),
         # answers without a thought stand as they are told later, all of them
         (R1, "a", "x", "<|user|>a<|assistant|>", "x<|end|>", 1),
         (COUNTED, "a", "x", "1<|user|>a<|assistant|>", "x<|end|>", 1),
@@ -98,8 +105,9 @@ def test_where_a_template_rewrites_the_last_turn_is_taught(
     changed = copy.deepcopy(tsv_tokenizer)
     changed.chat_template = template
     ids, spoken, count = encode_conversation(Prompting(changed), question(list(turns), list(answers)))
-    assert count == taught and spoken == sorted(spoken)
-    own = [token for token, flag in zip(ids, spoken, strict=True) if flag]
+    assert count == taught and (spoken == sorted(spoken)) is (taught == 1)
+    last = len(spoken) - spoken[::-1].index(False)
+    own = ids[last:]
     plain = tsv_tokenizer(heard, add_special_tokens=False)["input_ids"]
     assert ids[: len(ids) - len(own)] == plain
     assert own == tsv_tokenizer(said, add_special_tokens=False)["input_ids"]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from callbacks.answer_writer import answer_line
 from lit_hass.decoding import Generation
 from lit_hass.modules.conversation import Conversation, QuestionOutcome, TurnOutcome
 from lit_hass.records import Question
@@ -29,6 +30,13 @@ def turn(text: str) -> TurnOutcome:
 )
 def test_an_answer_matches_to_the_character(said: str, reference: str, same: bool) -> None:
     assert turn(said).matches(reference) is same
+
+
+def test_any_accepted_answer_is_an_exact_match() -> None:
+    question = Question(1, None, ("a", "b", "c"), ("x", "z"), (("x", "y"), ("z",)))
+    for said, expected in (("xzx", [True, True, None]), ("yxy", [True, False, None]), ("zzz", [False, True, None])):
+        line = answer_line(QuestionOutcome(question, [[turn(text) for text in said]]), "m")
+        assert line["choices"][0]["exact_match"] == expected
 
 
 def test_a_question_fails_with_any_of_its_conversations() -> None:
