@@ -125,7 +125,7 @@ def read_perplexity(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     file = folder / RESULT
     report = read_object(file)
-    if not _is_report(report):
+    if report is None or not _is_report(report):
         raise UserError(f"{file}: is no result of a perplexity run")
     documents: dict[str, list[dict[str, Any]]] = {}
     for line, entry in read_objects(folder / DOCUMENTS, "file of documents"):
