@@ -101,7 +101,7 @@ def with_hint(error: UserError, verb: str, args: list[str]) -> UserError:
     message = str(error)
     if "arguments are required" in message and (named := re.findall(rf"{verb}\.(model|data)\b", message)):
         needs = " and ".join(sorted(set(named), reverse=True))
-        return UserError(f"no {needs} given: {verb} needs a configuration, such as -c {_EXAMPLES[verb]}")
+        return UserError(f"no {needs} given: {verb} needs a configuration (-c FILE), such as -c {_EXAMPLES[verb]}")
     if "unrecognized arguments" in message:
         return UserError(f"{message}; --print_config=skip_unset shows every key, and each is an option")
     if found := re.search(r"Option '([^']*)' is not accepted", message):

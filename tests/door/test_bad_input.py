@@ -244,6 +244,17 @@ def test_checkpoints(door, tmp_path, verb, name, named):
     )
 
 
+def test_a_checkpoint_of_another_model(door, tiny_base, tmp_path):
+    _checkpoints(tmp_path)
+    more = ("--model.base", tiny_base, "--trainer.max_steps", 1, "--trainer.logger", "false")
+    result = door("fit", "-c", CONFIGS / "train_draft.yaml", *more, "--trainer.callbacks", "null",
+                  "--ckpt_path", tmp_path / "foreign.ckpt")  # fmt: skip
+    last = result.err.splitlines()[-1]
+    assert result.status == 2 and last.startswith(
+        f"lit-hass: error: {tmp_path / 'foreign.ckpt'}: a checkpoint of another"
+    )
+
+
 def test_what_is_printed_of_files_cannot_steer_the_terminal(door, tmp_path):
     path = tmp_path / "q\u001b[2J.jsonl"
     path.write_text(json.dumps({"question_id": "\u001b]0;title\u0007", "turns": ["x"]}), encoding="utf-8")
