@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import pairwise
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -30,6 +31,7 @@ _EXAMPLES = {
     "validate": "configs/train_draft.yaml (the configuration of the fit)",
     "test": "configs/perplexity.yaml",
     "predict": "configs/generate_baseline.yaml (or generate_hass.yaml, rationale.yaml)",
+    "star": "configs/star.yaml",
 }
 
 
@@ -47,7 +49,7 @@ def named_class(args: list[str], part: Part) -> type | None:
 def option_value(args: list[str], *options: str) -> str | None:
     """What the last of these options says, as ``--option VALUE`` or ``--option=VALUE``; None without one."""
     found = None
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in pairwise([*args, ""]):
         option, equals, value = arg.partition("=")
         if option in options:
             found = value if equals else following
@@ -99,7 +101,7 @@ def with_hint(error: UserError, verb: str, args: list[str]) -> UserError:
     message = str(error)
     if "arguments are required" in message and (named := re.findall(rf"{verb}\.(model|data)\b", message)):
         needs = " and ".join(sorted(set(named), reverse=True))
-        return UserError(f"no {needs} given: {verb} needs a configuration, such as -c {_EXAMPLES[verb]}")
+        return UserError(f"no {needs} given: {verb} needs a configuration (-c FILE), such as -c {_EXAMPLES[verb]}")
     if "unrecognized arguments" in message:
         return UserError(f"{message}; --print_config=skip_unset shows every key, and each is an option")
     if found := re.search(r"Option '([^']*)' is not accepted", message):
@@ -122,13 +124,14 @@ def _unknown_option(key: str, verb: str, args: list[str]) -> UserError | None:
     found = named_class(args, part)
     if found is None:
         return UserError(f"{option}: nothing says of which {part}: begin with a configuration, -c {_EXAMPLES[verb]}")
+    needed = _NEEDED.get(verb, _NEEDED["predict"])[part == "data"]
     owners = [
         name
         for name in _PACKAGES[part].__all__
         if isinstance(kind := getattr(_PACKAGES[part], name), type)
         and issubclass(kind, _BASES[part])
         and key in inspect.signature(kind).parameters
-        and getattr(kind, _NEEDED[verb][part == "data"]) is not getattr(_BASES[part], _NEEDED[verb][part == "data"])
+        and getattr(kind, needed, None) is not getattr(_BASES[part], needed, None)
     ]
     if owners:
         others = f" ({', '.join(owners[1:])} too)" if owners[1:] else ""

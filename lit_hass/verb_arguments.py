@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 from lit_hass.errors import UserError
 
@@ -30,7 +31,7 @@ def configurations_first(args: list[str]) -> list[str]:
 def configuration_files(args: list[str]) -> list[str]:
     """The files that ``-c`` and ``--config`` name, in order (the parser also takes the YAML itself, which is none)."""
     found = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in pairwise([*args, ""]):
         name, equals, value = arg.partition("=")
         if name in _CONFIG:
             found.append(value if equals else following)

@@ -6,7 +6,7 @@ The parser's own help lists every option of the Trainer, some 500 lines; ``--hel
 from __future__ import annotations
 
 _RUN = """\
-  -c FILE                    a configuration; any number of times, later ones win
+  -c FILE                    a configuration; any number of times, later ones win, and options win over all
   --trainer.logger.init_args.version N
                              run folder version_N; one that is there is resumed
   --trainer.accelerator cpu|gpu, --trainer.devices N, --trainer.precision P
@@ -48,7 +48,7 @@ _TEXTS = {
         "Train a base model or a draft; the configuration says which.",
         "  --trainer.max_steps N      optimiser steps\n"
         "  --ckpt_path last           go on with a stopped training (and name its version)\n",
-        "lit-hass fit -c configs/train_draft.yaml --model.base BASE --data.path FILE",
+        "lit-hass fit -c configs/train_draft.yaml --model.base BASE --data ConversationDataModule --data.path FILE",
     ),
     "test": (
         "Measure a model, such as its perplexity by every protocol.",

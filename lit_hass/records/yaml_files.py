@@ -32,7 +32,8 @@ def read_yaml(path: str | os.PathLike[str], what: str = "configuration") -> dict
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02x})") from error
     try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        # Not the C loader, which ends the process where brackets are nested some 10,000 deep.
+        found = yaml.load(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
         raise UserError(f"{path}{where}: not valid YAML: {error.problem or error.context}") from error

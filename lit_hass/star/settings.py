@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lit_hass.configured import with_hint
 from lit_hass.data.commonsense_qa_datamodule import CommonsenseQADataModule
 from lit_hass.errors import UserError
 from lit_hass.modules.rationale import RationaleModule
@@ -132,7 +133,10 @@ class Settings:
     def __init__(self, args: list[str]) -> None:
         """Parse."""
         self.parser = make_parser()
-        self.namespace: Namespace = self.parser.parse_args(args)
+        try:
+            self.namespace: Namespace = self.parser.parse_args(args)
+        except UserError as error:
+            raise with_hint(error, "star", args) from error
         space = self.namespace
         if space.iterations < 1:
             raise UserError(f"--iterations must be at least 1, found {space.iterations}")

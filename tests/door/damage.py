@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 #: Inputs a format, the same on every run.
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
-_NASTY = st.sampled_from(
-    [
-        None, True, False, 0, -1, 1, 2, 7.5, -0.5, 700, 2**31, 2**63, -(2**63) - 1, 10**400, 1e308, -1e308, float("nan"),
-        float("inf"), "", " ", "x", "1", "null", "\u001b[2J\u001b]0;title\u0007", "<script>alert(1)</script>", "a|b`c\nd",
-        "[x](http://example.org)", "\u202eabc", "\ud800", "m" * 5000, [], {}, [[]], [1, "a", None], {"a": {"b": [0]}}, [-3],
-        [10**30], ["warm"], "$\\frac{$", "{x", "%s%n",
-    ]
+_NUMBERS = (0, -1, 1, 2, 7.5, -0.5, 700, 2**31, 2**63, -(2**63) - 1, 10**400, 1e308, -1e308, float("nan"), float("inf"))
+_TEXTS = (
+    "", " ", "x", "1", "null", "\u001b[2J\u001b]0;title\u0007", "<script>alert(1)</script>", "a|b`c\nd", "warm", "{x",
+    "[x](http://example.org)", "\u202eabc", "\ud800", "m" * 5000, "$\\frac{$", "%s%n",
 )  # fmt: skip
+_OTHERS = (None, True, False, [], {}, [[]], [1, "a", None], {"a": {"b": [0]}}, [-3], [10**30], ["warm"])
+_NASTY = st.sampled_from([*_NUMBERS, *_TEXTS, *_OTHERS])
 VALUES = st.one_of(_NASTY, st.integers(), st.floats(), st.text(max_size=12), st.lists(st.integers(-5, 5), max_size=3))
 _BYTES = st.sampled_from(
     [b"\xff", b"\x00", b"\xef\xbb\xbf", b"\n", b"\r", b"{", b"]", b'"', b"\xed\xa0\x80", b"&", b"*", b": "]
@@ -73,7 +72,7 @@ def broken(draw: st.DrawFn, content: bytes) -> bytes:
         case "repeat":
             return content + content[begin:]
         case "deep":
-            return content[:begin] + b"[" * 100_000 + content[begin:]
+            return content[:begin] + b"[" * 20_000 + content[begin:]
         case "digits":
             return content[:begin] + b"9" * 5000 + content[begin:]
     # every key again

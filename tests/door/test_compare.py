@@ -107,3 +107,34 @@ def test_torch_and_lightning_are_not_imported(runs) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1000001", "9" * 30])
+def test_resamples_without_bounds_are_refused(door, runs, count) -> None:
+    result = door("compare", *runs(), "--resamples", count)
+    assert result.status == 2 and result.err.count("\n") == 1 and "1 to 1,000,000 resamples" in result.err
+
+
+def test_a_key_that_stands_twice_is_refused_by_file_and_line(door, runs) -> None:
+    one, other = runs()
+    path = other / "answers.jsonl"
+    first, second = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(f'{first}\n{second[:-1]}, "tstamp": 2.0}}\n', encoding="utf-8")
+    result = door("compare", one, other)
+    assert result.status == 2 and f"{path}:2: the key 'tstamp' stands twice" in result.err
+
+
+def test_numbers_that_no_run_can_have_are_refused_by_name(door, runs) -> None:
+    one, other = runs()
+    path = other / "statistics.json"
+    kept = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({**json.loads(kept), "exact_match": {"share": 7.0}}), encoding="utf-8")
+    for command in (("compare", one, other), ("report", other)):
+        result = door(*command)
+        assert result.status == 2 and f"{path}: exact_match.share is 7.0, not a number from 0 to 1" in result.err
+    path.write_text(kept, encoding="utf-8")
+    line = json.loads((other / "answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    line["choices"][0] |= {"accept_length": [12], "accept_lengths": [[12]]}
+    write_lines_to(other / "answers.jsonl", [line])
+    result = door("compare", one, other)
+    assert result.status == 2 and "question 1 has a step that accepted 12 draft tokens" in result.err

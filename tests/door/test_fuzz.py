@@ -134,17 +134,20 @@ def keys(draw: st.DrawFn) -> bytes:
     return draw(json_files({"settings": settings, "sha256": RunKey(settings).digest}))
 
 
+@pytest.mark.slow
 @MANY
 @given(content=keys())
 def test_run_keys(place: Path, content: bytes) -> None:
     one, other = write_run(place / "one", PLAIN), write_run(place / "other", DRAFTED, DRAFT)
     path = other / "run_key.json"
     path.write_bytes(content)
-    found = tried(path, lambda: compare_runs(one, other, True, 20))
+    # A fault of the answers, too: a tree of depth 0 accepts no 3 tokens.
+    found = tried(other, lambda: compare_runs(one, other, True, 20))
     if found is not None:
         _all_views(found)
 
 
+@pytest.mark.slow
 @MANY
 @given(content=json_files({"environment": {"packages": {"torch": "2"}}, "devices": 1, "exact_match": {"share": 0.5},
                            "acceptance": {"micro": 2.0, "nodes_per_step": 5}}))  # fmt: skip
@@ -197,6 +200,7 @@ def collapse() -> dict[str, Any]:
     return metrics
 
 
+@pytest.mark.slow
 @MANY
 @given(draw=st.data())
 def test_collapse_files(place: Path, collapse: dict[str, Any], draw: st.DataObject) -> None:
@@ -259,6 +263,7 @@ def test_commonsense_qa_files(place: Path, content: bytes, skip: bool) -> None:
 SMALL = "seed_everything: 1\nmodel:\n  class_path: x\n  init_args: {base: y}\ntrainer: {devices: 1}\n"
 
 
+@pytest.mark.slow
 @MANY
 @given(content=st.one_of(broken(SMALL.encode()), broken(Path(CONFIG).read_bytes()), st.binary(max_size=60)))
 def test_configurations_are_read_or_refused(place: Path, content: bytes) -> None:

@@ -149,6 +149,19 @@ C = ("choices", 0)
         ),
         (changed((*C, "accept_lengths"), [[2, 0]]), "accept_lengths has 1 entries for 2 turns"),
         (changed((*C, "output_ids"), [[5, 6, 7, "2"], [8]]), "output_ids is missing or has an entry of the wrong type"),
+        (changed((*C, "wall_time"), [-1.0, 2]), "wall_time is missing or has an entry of the wrong type or size"),
+        (changed((*C, "wall_time"), [float("inf"), 2]), "finite number of seconds that is not negative"),
+        (changed((*C, "prefill_time"), [-0.1, 0.1]), "prefill_time is missing or has an entry"),
+        (changed((*C, "wall_times"), [[0.1, -0.1], [1.0]]), "wall_times is missing or has an entry"),
+        (changed((*C, "new_tokens"), [-4, 1]), "new_tokens is missing or has an entry"),
+        (changed((*C, "idxs"), [-2, 0]), "an integer from -1 on"),
+        (changed((*C, "batch_rows"), [0, 1]), "a positive integer or null"),
+        (changed((*C, "prompt_tokens"), [10**400, 1]), "prompt_tokens is missing or has an entry"),
+        (changed((*C, "exact_match"), [7.0, None]), "true, false or null"),
+        (changed(("tstamp",), 1e999), "tstamp must be a number of seconds"),
+        (changed(("question_id",), "a\x1b[2J"), r"question_id holds \\x1b"),
+        (changed(("question_id",), "m" * 2000), "question_id has 2000 characters, and may have 1000"),
+        (changed(("category",), "a\nb"), r"category holds \\n"),
         (changed((*C, "seed"), [1.5, None]), "seed is missing or has an entry of the wrong type"),
         (changed((*C, "stop_reason"), [1, None]), "stop_reason is missing or has"),
     ],
@@ -215,3 +228,17 @@ def test_iter_intact_of_a_file_that_is_gone(tmp_path):
     assert list(iter_intact(tmp_path / "gone")) == []
     with pytest.raises(UserError, match="is a directory"):
         list(iter_intact(tmp_path))
+
+
+@pytest.mark.parametrize("turns", [[[500, 1]], [[20, 6, 1]], None])
+def test_more_accepted_tokens_than_the_answer_has(answer, turns):
+    obj = answer(1)
+    [choice] = obj["choices"]
+    choice |= {"new_tokens": [26], "output_ids": [[5] * 26], "accept_length": [500, 1], "accept_lengths": turns or []}
+    if turns:
+        choice["accept_length"] = turns[0]
+    with pytest.raises(ValueError, match="tokens accepted of 26 new ones"):
+        parse_answer(obj)
+    # The last step of a turn is not cut where the answer ends.
+    choice |= {"accept_length": [3, 20, 27], "accept_lengths": [[3, 20, 27]]}
+    parse_answer(obj)

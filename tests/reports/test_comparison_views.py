@@ -17,6 +17,7 @@ from lit_hass.reports.comparison_page import to_html
 from lit_hass.reports.comparison_plot import plot_comparison
 from lit_hass.reports.comparison_rows import figure_rows
 from lit_hass.reports.comparison_view import to_markdown
+from lit_hass.reports.screen import Screen
 from tests.reports.run_folders import DRAFT, line, turn, write_run
 
 IDS = list(range(3, 20))
@@ -132,6 +133,30 @@ def test_markdown_has_whole_tables(tmp_path: Path) -> None:
         rows = table.strip().splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1 and set(rows[1]) == {"|", "-"}
     assert "| a | 13 |" in text and "| 7 | 0 | 0 | 16 | 19 | 99 |" in text
+
+
+def test_ids_and_categories_stay_text_in_markdown_and_on_the_screen(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script> [a](http://b.c) `x` *b* ![p](q)"
+    answers = [
+        [line(nasty, [turn([5, 6, last], 1.0, accepted, prefill=0.1)])] for last, accepted in ((7, []), (8, [1]))
+    ]
+    one = write_run(tmp_path / "<b>one", answers[0])
+    other = write_run(tmp_path / "a`b\x1b[2J", answers[1], DRAFT)
+    found = compare_runs(one, other, categories={nasty: nasty})
+    text = to_markdown(found)
+    assert (
+        "<script" not in text and not re.search(r"(?<!\\)\]\(http", text) and "<b>" not in text.replace(f"`{one}`", "")
+    )
+    assert text.count(r"&lt;script&gt;alert(1)&lt;/script&gt; \[a\](http://b.c) \`x\` \*b\* !\[p\](q)") == 2
+    assert f"`` {other} ``".replace("\x1b", r"\x1b") in text
+    assert "<script" not in to_html(found, b"")
+    shown = io.StringIO()
+    print_comparison(found, Screen(file=shown, width=200))
+    assert "\x1b" not in shown.getvalue() and r"a`b\x1b[2J" in shown.getvalue()
+    # Styles of our own stay where the screen has them.
+    coloured = io.StringIO()
+    print_comparison(found, Screen(file=coloured, width=200, force_terminal=True, color_system="standard"))
+    assert "\x1b[1m" in coloured.getvalue() and "\x1b[2J" not in coloured.getvalue()
 
 
 class Page(HTMLParser):
