@@ -49,7 +49,7 @@ def extract_features(
             f"{type(causal).__name__} is an encoder-decoder: its output layer reads no features of the input"
         )
     decoder = causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
-    if decoder is causal:  # it names a part that it does not have
+    if decoder is causal and causal.get_output_embeddings() is not None:  # it names a part that it does not have
         decoder = find_decoder(causal)[1]
     device = causal.get_input_embeddings().weight.device
     ids = input_ids.to(device)

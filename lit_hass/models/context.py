@@ -21,10 +21,12 @@ def context_length(config: PreTrainedConfig) -> int | None:
     This is ``max_position_embeddings`` under whatever name the family gives it (``n_positions``, ...), and more where a
     scaled rotary embedding stretches it. A rule per type, as servers have it:
 
-    * ``linear``, ``dynamic``: the figure is of the model before scaling, and ``factor`` multiplies it (vicuna-16k:
-      4 times 4,096). Not where layers have rotary embeddings of their own: Gemma 3 states the scaled figure.
+    * ``linear``: the figure is of the model before scaling, and ``factor`` multiplies it (vicuna-16k: 4 times 4,096).
+      Not where layers have rotary embeddings of their own: Gemma 3 states the scaled figure.
     * ``yarn``: ``factor`` times ``original_max_position_embeddings`` (Qwen2.5: 4 times 32,768), if that is more.
     * ``llama3``, ``longrope`` and all others: the figure is the scaled one already.
+    * ``dynamic``: the figure, though the model runs beyond: from there on its frequencies change with each length, so
+      that cached keys are of other ones, and a tree's forward would not be the token by token one.
     """
     text = config.get_text_config()
     stated = getattr(text, "max_position_embeddings", None)
@@ -42,7 +44,7 @@ def _stretched(rope: dict[str, Any], stated: int, of_a_layer: bool) -> int:
     kind, factor = rope.get("rope_type", "default"), rope.get("factor")
     if not isinstance(factor, int | float) or not factor > 1:
         return stated
-    if kind == "yarn" or kind in ("linear", "dynamic") and not of_a_layer:
+    if kind == "yarn" or kind == "linear" and not of_a_layer:
         return int((rope.get("original_max_position_embeddings") or stated) * factor)
     return stated
 
@@ -58,7 +60,13 @@ def check_context(config: PreTrainedConfig, wanted: int | None) -> int | None:
         return own
     if isinstance(wanted, bool) or wanted < 2:
         raise UserError(f"model.context must be at least 2, found {wanted}")
-    if own is not None and wanted > own and not getattr(config.get_text_config(), "rope_parameters", None):
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if own is not None and wanted > own and rope.get("rope_type") == "dynamic":
+        raise UserError(
+            f"model.context is {wanted}, but from {own} tokens on the frequencies of this dynamic rotary embedding "
+            "change with the length, so that cached decoding is not what the model computes"
+        )
+    if own is not None and wanted > own and not rope:
         raise UserError(f"model.context is {wanted}, but this {config.model_type} has a table of {own} positions only")
     return wanted
 

@@ -21,7 +21,7 @@ LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 PUBLISHED = {
     "vicuna-7b-v1.5-16k": ("llama", 4096, {"factor": 4.0, "type": "linear"}, 16384),
     "longchat-7b-v1.5-32k": ("llama", 4096, {"factor": 8.0, "type": "linear"}, 32768),
-    "dynamic x2": ("llama", 2048, {"factor": 2.0, "type": "dynamic"}, 4096),
+    "dynamic x2": ("llama", 2048, {"factor": 2.0, "type": "dynamic"}, 2048),
     "Qwen2.5-7B-Instruct with YaRN": (
         "qwen2", 32768, {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}, 131072,
     ),
@@ -93,3 +93,12 @@ def test_the_option(stretched, tmp_path):
         run("gpt2", 65)
     with pytest.raises(UserError, match=r"model.context must be at least 2, found 0"):
         check_context(stretched.config, 0)
+
+
+def test_dynamic_frequencies_are_not_cached_beyond_the_stated_length():
+    """There a whole forward turns all keys anew, which cached ones do not; so no option goes beyond."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    config = LlamaConfig(**SIZES, max_position_embeddings=16, rope_parameters=rope)
+    assert (context_length(config), check_context(config, 12)) == (16, 12)
+    with pytest.raises(UserError, match="from 16 tokens on the frequencies"):
+        check_context(config, 32)
