@@ -76,7 +76,8 @@ def charts(board: EventAccumulator) -> dict[str, list[str]]:
     }
 
 
-def test_a_run_with_a_draft(tmp_path: Path, capsys) -> None:
+def test_a_run_with_a_draft(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("callbacks.collapse_report._LONG_LOOK", math.inf)  # on a loaded machine looks take long
     # The shipped pair: of a random draft's tokens hardly one is accepted.
     module = GenerationModule("html_to_tsv", "html_to_tsv", TreeConfig(6, 4, 1), max_new_tokens=12, warmup=0)
     report = CollapseReport(every_n_questions=2, projector_classes=5)
