@@ -194,11 +194,12 @@ class CollapseCollector(Callback):
         counts = self._measurement.counts
         counts[name] = counts.get(name, 0) + 1
 
-    def get_collapse_metrics(self, sync: bool = True) -> dict[str, Any]:
+    def get_collapse_metrics(self, sync: bool = True, brief: bool = False) -> dict[str, Any]:
         """Return all metrics as plain JSON types (None where undefined); after the run those of its end.
 
         Args:
             sync: over all ranks, a collective call; False is this rank's share so far.
+            brief: without what takes long: for a look while the run goes.
 
         Raises:
             UserError: nothing is being collected.
@@ -207,7 +208,7 @@ class CollapseCollector(Callback):
             return self.metrics
         if self._measurement is None:
             raise UserError("CollapseCollector has no features: no run has begun")
-        metrics = self._measurement.get_collapse_metrics(sync)
+        metrics = self._measurement.get_collapse_metrics(sync, brief)
         metrics["meta"] |= {**self._meta, "questions": metrics["counts"].get("questions", 0)}
         return metrics
 

@@ -116,7 +116,7 @@ class CollapseReport(Callback):
         begin = time.monotonic()
         if begin < self._next_look:
             return
-        metrics = to_jsonable(_collector(trainer, self.method).get_collapse_metrics(sync=False))
+        metrics = to_jsonable(_collector(trainer, self.method).get_collapse_metrics(sync=False, brief=True))
         found = scalars(metrics)
         end = time.monotonic()
         self._next_look = end + 10 * (end - begin) if end - begin > _LONG_LOOK else 0.0

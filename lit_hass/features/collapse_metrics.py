@@ -43,11 +43,12 @@ _STORE_COUNTS = ("rows_added", "n_dropped_rows", "n_unsampled_rows")
 class _Assembly:
     """One computation of the dictionary; collective where there are ranks."""
 
-    def __init__(self, measurement: CollapseMeasurement, sync: bool) -> None:
+    def __init__(self, measurement: CollapseMeasurement, sync: bool, brief: bool) -> None:
         self.m, self.config = measurement, measurement.config
         alone = not (sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
         self.ranks = None if alone else Ranks()
         self.errors: list[dict[str, str]] = []
+        self.sizes = EQUAL_ROWS[:1] if brief else EQUAL_ROWS
         self.device = torch.device(self.config.device)
 
     def guarded(self, name: str, action: Callable[[], Any], otherwise: Any) -> Any:
@@ -243,11 +244,11 @@ class _Assembly:
         if self.ranks is not None:
             width = self.m.num_features
             kept = exchanged(kept, width, self.config.host_budget(width) // STREAM_SHARE, self.ranks)
-        empty = torch.zeros(len(STREAMS), len(EQUAL_ROWS), 5, dtype=torch.float64)
+        empty = torch.zeros(len(STREAMS), len(self.sizes), 5, dtype=torch.float64)
         table = self.summed(
             self.guarded(
                 "equal_rows",
-                lambda: stream_entropies(kept, len(STREAMS), self.config.entropy, self.device),
+                lambda: stream_entropies(kept, len(STREAMS), self.sizes, self.config.entropy, self.device),
                 empty,
             )
         )
@@ -259,7 +260,7 @@ class _Assembly:
             name: {
                 str(rows): dict(zip(keys, found, strict=True))
                 | {f"normalized_{key}": value / bound for key, value in zip(("entropy", *keys[1:]), found, strict=True)}
-                for rows, (some, *found, bound) in zip(EQUAL_ROWS, sizes, strict=True)
+                for rows, (some, *found, bound) in zip(self.sizes, sizes, strict=True)
                 if some
             }
             for name, sizes in zip(STREAMS, table.tolist(), strict=True)
@@ -321,6 +322,6 @@ class _Assembly:
             )  # fmt: skip
 
 
-def collapse_metrics(measurement: CollapseMeasurement, sync: bool) -> dict[str, Any]:
+def collapse_metrics(measurement: CollapseMeasurement, sync: bool, brief: bool) -> dict[str, Any]:
     """See `CollapseMeasurement.get_collapse_metrics`."""
-    return to_jsonable(_Assembly(measurement, sync).assemble())
+    return to_jsonable(_Assembly(measurement, sync, brief).assemble())

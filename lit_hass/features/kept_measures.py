@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from lit_hass.features.reservoir import Reservoir
 from lit_hass.metrics.class_table import Classes
 from lit_hass.metrics.collectives import Ranks
 from lit_hass.metrics.functional.classifier_agreement import NC4_COLUMNS, nc4_counts
-from lit_hass.metrics.functional.equal_rows import EQUAL_ROWS, drawn_entropies
+from lit_hass.metrics.functional.equal_rows import drawn_entropies
 from lit_hass.metrics.functional.group_entropies import grouped_entropy
 from lit_hass.metrics.functional.spectrum import bounded_entropy, gram_eigenvalues, has_spread
 
@@ -142,26 +142,29 @@ def class_entropies(
     return table
 
 
-def stream_entropies(kept: Kept, streams: int, settings: dict[str, Any], device: torch.device) -> Tensor:
+def stream_entropies(
+    kept: Kept, streams: int, sizes: Sequence[int], settings: dict[str, Any], device: torch.device
+) -> Tensor:
     """Return what `drawn_entropies` finds in the kept rows of each stream.
 
     Args:
         kept: where rows are; a stream's group is twice its number.
         streams: how many there are.
+        sizes: how many rows to draw.
         settings: ``power``, ``center`` and ``base`` of the entropies.
         device: where they are computed.
 
     Returns:
-        ``[streams, sizes, 5]`` float64, by `EQUAL_ROWS`: the stream's kept rows, and mean, ends and bound; zeros for
+        ``[streams, sizes, 5]`` float64: the stream's kept rows, and mean, ends and bound; zeros for
         what is not here or of more rows than may be drawn.
     """
-    table = torch.zeros(streams, len(EQUAL_ROWS), 5, dtype=torch.float64)
+    table = torch.zeros(streams, len(sizes), 5, dtype=torch.float64)
     groups, _ = kept.index()
     for stream in range(streams):
         places = (groups == 2 * stream).nonzero()[:, 0]
-        for found in drawn_entropies(kept.gather(places).to(device), EQUAL_ROWS, **settings):
+        for found in drawn_entropies(kept.gather(places).to(device), sizes, **settings):
             row = (len(places), found.entropy, found.low, found.high, found.bound)
-            table[stream, EQUAL_ROWS.index(found.rows)] = torch.tensor(row, dtype=torch.float64)
+            table[stream, sizes.index(found.rows)] = torch.tensor(row, dtype=torch.float64)
     return table
 
 

@@ -227,19 +227,20 @@ class CollapseMeasurement:
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
-    def get_collapse_metrics(self, sync: bool = True) -> dict[str, Any]:
+    def get_collapse_metrics(self, sync: bool = True, brief: bool = False) -> dict[str, Any]:
         """Return all metrics as plain JSON types; what is undefined is None, and ``undefined`` says why.
 
         With several processes this is a collective call: all of them make it, and all get the same.
 
         Args:
             sync: False for this process's share alone; then not collective.
+            brief: for a look while the run goes: of `EQUAL_ROWS` only the smallest.
         """
         from lit_hass.features.collapse_metrics import collapse_metrics
 
         self._check_settings()
         self.store.consolidate()
-        return collapse_metrics(self, sync)
+        return collapse_metrics(self, sync, brief)
 
     def overall(self) -> Sums | None:
         """Both scopes together, of this process."""
