@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import stdtrit
 
 #: With fewer units nothing is said: whether they are typical, nobody can tell from so few.
 FEWEST_UNITS = 5
@@ -57,6 +56,8 @@ def ratio_interval(
     error = math.sqrt((count - 1) / count * float(parts @ parts))
     if error == 0:
         return value, value
+    from scipy.special import stdtrit  # here, because light verbs import this module
+
     shares = np.asarray(weights, dtype=np.float64).reshape(count, -1)
     equal = float((shares.sum(axis=0) ** 2 / (shares**2).sum(axis=0)).min())
     quantile = float(stdtrit(max(equal - 1, 1.0), (1 + level) / 2))
