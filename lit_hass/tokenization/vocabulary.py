@@ -35,7 +35,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> FileLines:
     Raises:
         FileNotFoundError: there is no such file; names the path.
         IsADirectoryError: it is a folder.
-        ValueError: not UTF-8 (line and byte offset), or no line at all; names the path.
+        ValueError: not UTF-8 (line and byte offset), or no piece at all; names the path.
     """
     path = Path(path)
     if not path.exists():
@@ -52,9 +52,9 @@ def read_vocabulary(path: str | os.PathLike[str]) -> FileLines:
     lines = text.removeprefix("\ufeff").split("\n")
     if lines[-1] == "":
         lines.pop()
-    if not lines:
-        raise ValueError(f"{path}: the vocabulary is empty")
     pieces = FileLines(line.rstrip(_SPACE) for line in lines)
+    if not any(pieces):
+        raise ValueError(f"{path}: the vocabulary is empty")
     if unused := len(pieces) - len(set(pieces) - {""}):
         log.warning(
             "%s: %d lines are blank or repeated below; no text gets their ids, as in BertTokenizerFast", path, unused

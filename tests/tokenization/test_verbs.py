@@ -192,7 +192,7 @@ def test_encoding_imports_nothing_heavy(vocab, tmp_path):
         (["encode", "--vocab", "nowhere.txt", "TEXT"], "nowhere.txt: no such vocabulary file"),
         (["encode", "--vocab", "WORDS", "TEXT"], "lacks the special tokens [PAD], [UNK]"),
         (["encode", "--vocab", "BAD", "TEXT"], "bad.txt:2: not UTF-8"),
-        (["encode", "--vocab", "EMPTY", "TEXT"], "empty.txt:1: a blank line"),
+        (["encode", "--vocab", "EMPTY", "TEXT"], "empty.txt: the vocabulary is empty"),
         (["encode", "--vocab", "VOCAB", "nowhere.txt"], "nowhere.txt: no such file"),
         (["encode", "--vocab", "VOCAB", "BAD"], "bad.txt:2: not UTF-8"),
         (["encode", "--vocab", "VOCAB", "TEXT", "--max-length", "1"], "my.txt:1: max_length must be at least the 2"),
