@@ -16,12 +16,25 @@ from torch import Tensor
 from lit_hass.errors import UserError
 from lit_hass.models.torch_files import read_torch_file
 from lit_hass.records.json_lines import parse_json, read_bytes
+from lit_hass.records.shapes import AMOUNT, TEXT, misfit
 
 if TYPE_CHECKING:
     from lit_hass.models.draft import DraftModel
 
 #: In this order; the first one that is there is read, and a damaged one is an error rather than a reason to go on.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+# What other keys than the sizes must be, which `DraftConfig` judges by itself.
+_CONFIG = {
+    "architectures": [TEXT],
+    "model_type": TEXT,
+    "rms_norm_eps": AMOUNT,
+    "hidden_act": TEXT,
+    "rope_theta": AMOUNT,
+    "rope_scaling": {"type": TEXT, "rope_type": TEXT},
+    "rope_parameters": {"type": TEXT, "rope_type": TEXT},
+}
 
 
 def read_draft_config(folder: Path) -> dict[str, Any]:
@@ -39,6 +52,8 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON: {_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
+    if fault := misfit(content, _CONFIG):
+        raise UserError(f"{path}: {fault}")
     return content
 
 
