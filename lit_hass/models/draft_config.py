@@ -206,7 +206,7 @@ class DraftConfig:
                 rope_parameters=dict(self.rope_parameters),
             )
             turned = 2 * LlamaRotaryEmbedding(config).inv_freq.numel()
-        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, StrictDataclassError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(f"draft: rope_parameters {dict(self.rope_parameters)} cannot be used: {reason}") from error
         if turned != self.head_dim:
