@@ -18,9 +18,22 @@ from lit_hass.models.draft_vocabulary import VOCABULARY_FILE
 from lit_hass.models.folders import WEIGHT_FILES, find_weights
 from lit_hass.models.torch_files import read_torch_file
 from lit_hass.records.json_lines import parse_json, read_bytes
+from lit_hass.records.shapes import AMOUNT, TEXT, misfit
 
 if TYPE_CHECKING:
     from lit_hass.models.draft import DraftModel
+
+
+# What other keys than the sizes must be, which `DraftConfig` judges by itself.
+_CONFIG = {
+    "architectures": [TEXT],
+    "model_type": TEXT,
+    "rms_norm_eps": AMOUNT,
+    "hidden_act": TEXT,
+    "rope_theta": AMOUNT,
+    "rope_scaling": {"type": TEXT, "rope_type": TEXT},
+    "rope_parameters": {"type": TEXT, "rope_type": TEXT},
+}
 
 
 def read_draft_config(folder: Path) -> dict[str, Any]:
@@ -39,11 +52,13 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     inner = content.get("model")
-    if not isinstance(inner, dict):
-        return content
-    kept = {key: value for key, value in content.items() if key not in ("model", "model_type", "architectures")}
-    fc_bias = kept.pop("eagle_fc_bias", None)
-    return {**kept, **inner, **({} if fc_bias is None else {"bias": fc_bias})}
+    if isinstance(inner, dict):
+        outer = {key: value for key, value in content.items() if key not in ("model", "model_type", "architectures")}
+        fc_bias = outer.pop("eagle_fc_bias", None)
+        content = {**outer, **inner, **({} if fc_bias is None else {"bias": fc_bias})}
+    if fault := misfit(content, _CONFIG):
+        raise UserError(f"{path}: {fault}")
+    return content
 
 
 def read_draft_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -16,10 +16,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lit_hass.errors import UserError
 from lit_hass.models.cache_sizes import layer_config
+from lit_hass.terminal import shorten
 
 #: Kinds of rotary scaling that a Llama layer can have; of other bases only the base frequency is taken over.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+#: Beyond any model's sizes; buffers of such a size fill the memory before anything is compared.
+_LARGEST = 2**24
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -67,7 +70,9 @@ class DraftConfig:
             if entry.type == "int":
                 value = getattr(self, entry.name)
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise UserError(f"draft: {entry.name} must be a positive integer, found {value!r}")
+                    raise UserError(f"draft: {entry.name} must be a positive integer, found {shorten(repr(value))}")
+                if value > _LARGEST:
+                    raise UserError(f"draft: {entry.name} must be at most {_LARGEST}, found {shorten(repr(value))}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"draft: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key heads"
@@ -211,7 +216,7 @@ class DraftConfig:
                 rope_parameters=dict(self.rope_parameters),
             )
             turned = 2 * LlamaRotaryEmbedding(config).inv_freq.numel()
-        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, StrictDataclassError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(f"draft: rope_parameters {dict(self.rope_parameters)} cannot be used: {reason}") from error
         if turned != self.head_dim:

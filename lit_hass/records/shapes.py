@@ -36,7 +36,9 @@ def misfit(value: Any, shape: Any, where: str = "") -> str | None:
         return None
     wanted = "an object" if isinstance(shape, dict) else "a list" if isinstance(shape, list) else str(shape)
     if not _fits(value, wanted):
-        found = f"{value!r:.40}" if isinstance(value, int | float) else f"a {type(value).__name__}"
+        # The number where a number is wrong, else what kind of thing there is.
+        number = wanted in (NUMBER, AMOUNT, COUNT, SHARE) and isinstance(value, int | float)
+        found = f"{value!r:.40}" if number else f"a {type(value).__name__}"
         return f"{where or 'the document'} is {found}, not {wanted}"
     if isinstance(shape, dict):
         inner = {key: shape.get(key, shape.get(ALL, ANY)) for key in value}

@@ -325,7 +325,7 @@ def test_damaged_files_are_not_passed_over(folder, base):
     (folder / "model.safetensors").unlink()
     data = (folder / "pytorch_model.bin").read_bytes()
     (folder / "pytorch_model.bin").write_bytes(data[:200])
-    assert "pytorch_model.bin: damaged" in refusal(folder, base)
+    assert "pytorch_model.bin: cut short" in refusal(folder, base)
 
 
 class _Code:
