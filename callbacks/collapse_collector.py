@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.answer_writer import AnswerWriter
 from callbacks.feature_buffer import FeatureBuffer
+from callbacks.perplexity_report import PerplexityReport
 from lit_hass.errors import RunError, UserError
 from lit_hass.features import CollapseConfig, CollapseMeasurement, FeatureSequence
 from lit_hass.features.class_views import class_means, class_quantities
@@ -91,17 +92,23 @@ class CollapseCollector(Callback):
         mine = next((writer for writer in writers if writer.method == self.method), None)
         lasting = mine is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
         answered = on_rank_zero(trainer, lambda: _answered(writers)) if lasting else set()
-        folder = mine.folder / "features" if lasting and mine is not None else None
-        if folder is not None and answered and _buffer(trainer, self.method) is None:
-            raise UserError(
-                f"{folder.parent}: {len(answered)} questions are answered already, and only a FeatureBuffer could have "
-                "kept their features: add callbacks.FeatureBuffer to both runs, or begin a new one"
-            )
-        self._begin(trainer, pl_module, folder, answered)
+        self._resume(trainer, pl_module, mine.folder if lasting and mine is not None else None, answered)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._begin(trainer, pl_module, None, set())
+        """Begin, or go on with what an earlier process left; collective."""
+        report = next((c for c in trainer.callbacks if isinstance(c, PerplexityReport)), None)  # type: ignore[attr-defined]
+        lasting = report is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        scored = _scored(trainer, report) if lasting and report is not None else set()
+        self._resume(trainer, pl_module, report.folder if lasting and report is not None else None, scored)
+
+    def _resume(self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId]) -> None:
+        """Begin in a run's folder, of which some questions (or windows) are not asked again; None keeps nothing."""
+        if folder is not None and answered and _buffer(trainer, self.method) is None:
+            raise UserError(
+                f"{folder}: {len(answered)} questions are answered already, and only a FeatureBuffer could have "
+                "kept their features: add callbacks.FeatureBuffer to both runs, or begin a new one"
+            )
+        self._begin(trainer, module, None if folder is None else folder / "features", answered)
 
     def _begin(self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId]) -> None:
         model = self._model = model_of(module)
@@ -169,7 +176,7 @@ class CollapseCollector(Callback):
         windows, outputs["features"] = outputs["feature_windows"], None
         found: list[tuple[QuestionId, list[FeatureSequence]]] = []
         for window in windows.unique_consecutive().tolist():
-            name, rows = f"window {window}", windows == window
+            name, rows = _window_name(window), windows == window
             parts = (x[rows] for x in (features.features, features.token_ids, features.states))
             found.append((name, [FeatureSequence.of_text((name,), *parts)]))
         self._record(found)
@@ -291,6 +298,17 @@ class CollapseCollector(Callback):
 def _answered(writers: list[AnswerWriter]) -> set[QuestionId]:
     """Questions that are not asked again: those that every method has answered."""
     return set.intersection(*(completed_ids(writer.folder) for writer in writers))
+
+
+def _scored(trainer: Trainer, report: PerplexityReport) -> set[QuestionId]:
+    """Windows that are not scored again, and whose features are taken: those of the first protocol."""
+    plan = trainer.datamodule.plan  # type: ignore[attr-defined]
+    windows = {found.window for batch in report.earlier for found in batch.sums}
+    return {_window_name(w) for w in windows if any(recipe == 0 for recipe, _ in plan.windows[w].members)}
+
+
+def _window_name(window: int) -> QuestionId:
+    return f"window {window}"
 
 
 def _buffer(trainer: Trainer, method: str | None) -> FeatureBuffer | None:

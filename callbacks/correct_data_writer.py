@@ -69,7 +69,7 @@ class CorrectDataWriter(ShardWriting):
         self.path = self._take(
             trainer,
             place,
-            lambda: claim(place, _settings(trainer, pl_module, _data(trainer)), (there.predictions, *there.shards())),
+            lambda: claim(place, _settings(trainer, pl_module, _data(trainer)), there.files()),
         )
         folder = PredictionFolder(self.path)
         # One rank reads and tells the others: a rank that read by itself could already see what a faster one has just

@@ -20,14 +20,14 @@ from lit_hass.records import QuestionId
 class FeatureBuffer(Callback):
     """Own the `FeatureStore` of a `CollapseCollector`, keep it within its budgets, and make it survive a kill.
 
-    In a ``predict`` run with an `AnswerWriter` each question's features are on the disk, in ``features/`` of the run's
-    folder, before its answer is; a resume goes on from there and counts every row once. Journals and snapshots there
-    stay bounded by the size of the statistics, however long the run is. Where all rows are kept
-    (``max_samples_per_class: null``) they are spilled into that folder too, up to ``disk_bytes``. What the folder holds
-    at the end is needed to resume the run (for questions that failed); delete it with the run.
+    In a ``predict`` run with an `AnswerWriter` (a ``test`` run with a `PerplexityReport`, whose windows are its
+    questions) each question's features are on the disk, in ``features/`` of the run's folder, before its answer is; a
+    resume goes on from there and counts every row once. Journals and snapshots there stay bounded by the size of the
+    statistics, however long the run is. Where all rows are kept (``max_samples_per_class: null``) they are spilled into
+    that folder too, up to ``disk_bytes``. What the folder holds at the end is needed to resume the run (for questions
+    that failed); delete it with the run.
 
-    Budgets are those of the collector's `CollapseConfig`. In ``test`` runs, which cannot be resumed, and in trial runs
-    nothing is written.
+    Budgets are those of the collector's `CollapseConfig`. In trial runs nothing is written.
 
     Args:
         method: the collector's.
@@ -97,10 +97,14 @@ class FeatureBuffer(Callback):
         if self._durable is not None:
             self._durable.compact()
 
+    on_test_batch_start = on_predict_batch_start
+
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave one snapshot of everything."""
         if self._durable is not None:
             self._durable.finish()
+
+    on_test_epoch_end = on_predict_epoch_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of all memory."""

@@ -1,4 +1,4 @@
-"""What the writers of a predict run share: a folder that is theirs alone, and a shard for each rank."""
+"""What the writers of a run share: a folder that is theirs alone, and a shard for each rank."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ class ShardWriting(Callback):
 
     Attributes:
         merged: whether the run came to its end.
+        held: the folder that the command which runs this has taken already (its lock is the run's); None where there is
+            no such command.
     """
 
     def __init__(self) -> None:
         """See the class."""
         self.merged = False
+        self.held: Path | None = None
         self._lock: FolderLock | None = None
         self._shard: ShardWriter | None = None
         self._trial: Path | None = None
@@ -47,7 +50,8 @@ class ShardWriting(Callback):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 return Path(tempfile.mkdtemp(prefix="lit-hass-"))
             ensure_writable(place)
-            self._lock = FolderLock(place).acquire()
+            if self.held is None or self.held.resolve() != place.resolve():
+                self._lock = FolderLock(place).acquire()
             try:
                 claim_it()
             except (UserError, RunError):
@@ -62,11 +66,13 @@ class ShardWriting(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let SIGTERM end the process.
 
-        Lightning notes the signal and goes on, in predict to the end. Everything is on the disk when its batch is done,
-        so ending at once loses no more than what is in flight, and a rank that waits for a dead one ends too.
+        Lightning notes the signal and goes on, in predict and test to the end. Everything is on the disk when its batch
+        is done, so ending at once loses no more than what is in flight, and a rank that waits for a dead one ends too.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    on_test_start = on_predict_start
 
     def _await_ranks(self, trainer: Trainer, barrier: str, kept: str) -> None:
         """Close this rank's shard and wait for the others.

@@ -57,6 +57,7 @@ _WAY_ON = {
     "predict": _RESUMED,
     "fit": "; with --trainer.logger.init_args.version N --ckpt_path last it goes on at the folder's last checkpoint",
     "star": "; the same command resumes the loop",
+    "test": _RESUMED,
 }
 
 _LIGHTNING_VERBS = ("evaluate", "star", "fit", "validate", "test", "predict")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class PerplexityDataModule(LightningDataModule):
         plan: all windows of the run, likewise.
         scored: protocol name -> its plan.
         rungs: the ladder's steps, each with its plan; none without a ladder.
+        done: windows that an earlier part of this run has scored, and that are not scored again; a callback sets it.
 
     Raises:
         UserError: settings that cannot be used; from `check`, a text or a tokenizer that cannot be.
@@ -95,6 +96,7 @@ class PerplexityDataModule(LightningDataModule):
         self.context: int | None = None
         self.scored: dict[str, RecipePlan] = {}
         self.rungs: list[tuple[Rung, RecipePlan]] = []
+        self.done: frozenset[int] = frozenset()
 
     def _check_settings(self) -> None:
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
@@ -209,6 +211,18 @@ class PerplexityDataModule(LightningDataModule):
         """Text, tokenizer, protocols and ladder as plain values, after `check`; see `perplexity_description`."""
         return describe(self)
 
+    def resume_settings(self) -> dict[str, Any]:
+        """What of the data decides the likelihoods, and which windows there are; not how they are put into batches."""
+        assert self.plan is not None, "the settings are known after check() or setup()"
+        about = self.describe()
+        return {
+            "text": about["text"]["sha256"],
+            "tokenizer": about["tokenizer"]["sha256"],
+            "protocols": {name: planned["card"] for name, planned in about["protocols"].items()},
+            "ladder": None if self.ladder_ends is None else list(self.ladder_ends),
+            "windows": len(self.plan.windows),
+        }
+
     def prepare_data(self) -> None:
         """Check the input once per machine, before a logger or a model is touched."""
         if self.trainer is not None:
@@ -223,20 +237,24 @@ class PerplexityDataModule(LightningDataModule):
         """This rank's batches."""
         assert self.plan is not None
         rank, size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return RankBatches(self.plan, rank, size)
+        if self.done and rank == 0:
+            log.info("resuming: %d of %d windows are scored", len(self.done), len(self.plan.windows))
+        return RankBatches(self.plan, rank, size, self.done)
 
 
 class RankBatches:
-    """Every ``size``-th batch of a plan, from ``rank`` on.
+    """Every ``size``-th batch of a plan, from ``rank`` on, but for windows that are ``done``.
 
     Not a `torch.utils.data.DataLoader`, so that Lightning cannot put a sampler on top that pads the ranks with
     repetitions. A rank without a batch gets one without windows: Lightning skips every hook of an empty loop, and the
     other ranks would wait for this one.
     """
 
-    def __init__(self, plan: EvaluationPlan, rank: int, size: int) -> None:
+    def __init__(self, plan: EvaluationPlan, rank: int, size: int, done: Set[int] = frozenset()) -> None:
         self.plan = plan
-        self.batches = plan.batches[rank::size] or [[]]
+        # A batch is scored whole or not at all, so those that are left are the batches of an undisturbed run.
+        todo = [[window for window in batch if window not in done] for batch in plan.batches]
+        self.batches = [batch for batch in todo if batch][rank::size] or [[]]
 
     def __len__(self) -> int:
         """How many batches."""

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from safetensors.torch import load, save
 
 from lit_hass.errors import RunError
 from lit_hass.features.sequences import FeatureSequence
-from lit_hass.records.atomic import TEMPORARY_SUFFIX, sync_folder, write_error
+from lit_hass.records.atomic import replacing, write_error
 from lit_hass.records.json_lines import QuestionId
 
 # Length and CRC-32 of what follows.
@@ -63,20 +62,12 @@ class Journal:
         """
         self.close()
         head = _MAGIC + _framed(json.dumps({"after_snapshot": after_snapshot}).encode())
-        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+        with replacing(self.path) as file:
+            file.write(head)
         try:
-            with open(temporary, "xb") as file:
-                file.write(head)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-            sync_folder(self.path.parent)
             self._file = io.FileIO(self.path, "ab")
         except OSError as error:
             raise write_error(self.path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         self.nbytes = len(head)
 
     def append(self, question_id: QuestionId, sequences: Sequence[FeatureSequence]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_hass.errors import RunError
-from lit_hass.records.atomic import write_error
+from lit_hass.records.atomic import check_own_file, write_error
 
 _INDEX_BYTES = 16  # group and key
 
@@ -56,6 +56,7 @@ class SpillShard:
             (self.rows_path, rows.to("cpu", self.dtype), self._row_bytes),
             (self.index_path, index, _INDEX_BYTES),
         ):
+            check_own_file(path)
             with open(path, "ab", buffering=0) as file:
                 if file.tell() != self._count * size:
                     os.truncate(path, self._count * size)
@@ -139,6 +140,7 @@ class SpillShard:
                         "lost; put the file back, or begin a new run"
                     )
                 if found > count * size:
+                    check_own_file(path)
                     os.truncate(path, count * size)
             except OSError as error:
                 raise write_error(path, error) from error

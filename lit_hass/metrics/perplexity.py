@@ -187,6 +187,30 @@ class Perplexity(Metric):
                     raise ValueError(f"{name} of {len(added)} documents, where there are {self.num_documents}")
                 setattr(self, name, state + added)
 
+    def add_sums(
+        self, nll: Sequence[float], tokens: Sequence[int], forwarded: int = 0, bos_targets: int = 0, windows: int = 0
+    ) -> None:
+        """Add what the scored tokens of each document add up to.
+
+        Args:
+            nll: of each document, nats.
+            tokens: of each document.
+            forwarded: see `update`, as ``bos_targets`` and ``windows``.
+            bos_targets: likewise.
+            windows: likewise.
+        """
+        with ordinary_tensors():
+            for name, values in (("nll", nll), ("tokens", tokens)):
+                state = getattr(self, name)
+                added = torch.tensor(list(values), dtype=state.dtype, device=state.device)
+                if added.shape != state.shape:
+                    raise ValueError(f"{name} of {len(added)} documents, where there are {self.num_documents}")
+                setattr(self, name, state + added)
+            for name, count in (("forwarded", forwarded), ("bos_targets", bos_targets), ("windows", windows)):
+                setattr(self, name, getattr(self, name) + count)
+        self._update_count += 1
+        self._computed = None
+
     def compute(self) -> dict[str, Tensor]:
         """Everything as scalars: float64, and int64 for what is counted.
 

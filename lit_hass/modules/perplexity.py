@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lit_hass.data.perplexity_datamodule import PerplexityDataModule
-from lit_hass.data.perplexity_plan import EvaluationPlan, WindowBatch
+from lit_hass.data.perplexity_plan import EvaluationPlan, RecipePlan, WindowBatch
 from lit_hass.decoding import TokenFeatures, TokenState
 from lit_hass.errors import RunError, UserError
 from lit_hass.metrics import Perplexity
 from lit_hass.metrics.exact_states import ordinary_tensors
+from lit_hass.metrics.functional.perplexity import perplexity
 from lit_hass.models import check_base, load_base, model_digest, parse_dtype
 from lit_hass.modules.threads import choose_threads
 from lit_hass.modules.trainer_precision import refuse_trainer_precision
 from lit_hass.modules.window_scorer import ScoredWindows, WindowScorer
+from lit_hass.records.scored_windows import ScoredBatch, WindowSum
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class PerplexityModule(LightningModule):
     ``"nll"``              ``[N]`` float32, nats of each scored token of the batch
     ``"targets"``          ``[N]`` int64, these tokens
     ``"windows"``          indices of the windows in the run's plan, one per row of the batch
+    ``"scored"``           a `lit_hass.records.scored_windows.ScoredBatch`: what the tokens of each window add up to
     ``"running"``          ``(name, token perplexity so far)`` of the protocol that the batch belongs to, of this rank
     ``"features"``         with ``collect_features``: a `lit_hass.decoding.TokenFeatures`, else None. ``features
                            [n, d]`` are the hidden states behind the final norm that the output layer reads,
@@ -52,6 +56,7 @@ class PerplexityModule(LightningModule):
     Attributes:
         collect_features: the one switch that a callback sets to have ``"features"`` in the outputs.
         metrics: one `Perplexity` per recipe of the plan, in its order.
+        earlier: batches that an earlier part of this run has scored; a callback sets it on rank 0 when the test starts.
         outcomes: after a test run, on every rank: of each recipe of the plan `Perplexity.compute` as plain numbers,
             with ``document_nll`` and ``document_tokens``, the sums of each document.
     """
@@ -73,7 +78,9 @@ class PerplexityModule(LightningModule):
         self.scorer: WindowScorer | None = None
         self.metrics = nn.ModuleList()
         self.outcomes: list[dict[str, Any]] = []
-        self._seen = _SeenWindows(0)
+        self.earlier: Sequence[ScoredBatch] = ()
+        self._scored: list[ScoredBatch] = []
+        self._totals: dict[int, tuple[float, int]] = {}
         self._names: list[str] = []
 
     def check(self) -> None:
@@ -99,8 +106,8 @@ class PerplexityModule(LightningModule):
         self.check()
         data, plan = self._data()
         self._names = [*data.scored, *(f"ladder step {i}" for i in range(len(data.rungs)))]
-        self.metrics = nn.ModuleList(Perplexity(recipe.documents) for recipe in plan.recipes)
-        self._seen = _SeenWindows(len(plan.windows))
+        # Every rank adds up what all have scored, so there is nothing to exchange between them.
+        self.metrics = nn.ModuleList(Perplexity(recipe.documents, sync_on_compute=False) for recipe in plan.recipes)
 
     def _data(self) -> tuple[PerplexityDataModule, EvaluationPlan]:
         data = getattr(self.trainer, "datamodule", None)
@@ -121,22 +128,18 @@ class PerplexityModule(LightningModule):
             self.base, sum(p.numel() for p in model.parameters()) / 1e6, model.dtype, model.device,
         )  # fmt: skip
 
+    def resume_settings(self) -> dict[str, Any]:
+        """What of the model decides its likelihoods; see ``lit_hass.records.RunKey``."""
+        return {"base": model_digest(self.base), "dtype": self.base_dtype}
+
     def on_test_start(self) -> None:
-        """Begin with empty sums; the text's own counts enter them once, on rank 0."""
-        data, plan = self._data()
-        assert data.text is not None
+        """Begin with empty sums."""
         if self.collect_features and not (self.scorer and self.scorer.takes_apart):
             raise UserError(f"{self.base}: the features of this kind of model cannot be collected")
-        self._seen.reset()
-        self.outcomes = []
-        for metric, recipe in zip(self.metrics, plan.recipes, strict=True):
-            assert isinstance(metric, Perplexity)
-            metric.reset()
-            if self.global_rank == 0 and recipe.document_kind == "pages":
-                metric.add_text(data.text.words, data.text.bytes)
+        self._scored, self._totals, self.outcomes = [], {}, []
 
     def test_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Any]:
-        """Score a batch of windows and add it to the sums of every recipe that has them.
+        """Score a batch of windows.
 
         Raises:
             RunError: a token's likelihood is no number; names protocol, window and document.
@@ -145,40 +148,19 @@ class PerplexityModule(LightningModule):
         scored = self.scorer(batch)
         nll = scored.nll.to(batch.targets.device)  # a model spread over devices leaves them on its last one
         self._refuse_nan(batch, nll)
-        for recipe in sorted({index for members in batch.members for index, _ in members}):
-            self._add(recipe, batch, nll)
-        self._seen.update(batch.windows)
+        scored_batch = ScoredBatch(batch.windows, tuple(window_sums(batch, nll)))
+        self._scored.append(scored_batch)
+        self._count_running(batch, scored_batch.sums)
         first = batch.members[0][0][0] if batch.members else None
         return {
             "nll": nll,
             "targets": batch.targets,
             "windows": batch.windows,
+            "scored": scored_batch,
             "running": None if first is None else (self._names[first], self._running(first)),
             "features": self._features(batch, scored) if self.collect_features else None,
             "feature_windows": self._feature_windows(batch) if self.collect_features else None,
         }
-
-    def _add(self, recipe: int, batch: WindowBatch, values: Tensor) -> None:
-        """Add the rows of a batch that belong to a recipe to its sums."""
-        places = [dict(members).get(recipe) for members in batch.members]
-        rows = [i for i, place in enumerate(places) if place is not None]
-        mine = torch.tensor([place is not None for place in places], device=values.device)[batch.owners]
-        metric: Any = self.metrics[recipe]
-        _, plan = self._data()
-        if plan.recipes[recipe].document_kind == "pages":
-            documents = batch.pages
-        else:  # windows are the documents
-            place_of_row = torch.tensor([-1 if place is None else place for place in places], device=values.device)
-            documents = place_of_row[batch.owners]
-        targets = batch.targets[mine]
-        bos = plan.bos
-        metric.update(
-            values[mine],
-            documents[mine],
-            forwarded=sum(batch.lengths[i] for i in rows),
-            bos_targets=0 if bos is None else int((targets == bos).sum()),
-            windows=len(rows),
-        )
 
     def _refuse_nan(self, batch: WindowBatch, nll: Tensor) -> None:
         bad = ~torch.isfinite(nll)
@@ -194,9 +176,15 @@ class PerplexityModule(LightningModule):
             "yields no usable logits there; in half precision try --model.dtype float32"
         )
 
+    def _count_running(self, batch: WindowBatch, sums: Iterable[WindowSum]) -> None:
+        members = dict(zip(batch.windows, batch.members, strict=True))
+        for found in sums:
+            for recipe, _ in members[found.window]:
+                nll, tokens = self._totals.get(recipe, (0.0, 0))
+                self._totals[recipe] = nll + found.nll, tokens + found.tokens
+
     def _running(self, recipe: int) -> float:
-        metric: Any = self.metrics[recipe]
-        return float(torch.exp(metric.nll.sum() / metric.tokens.sum()))
+        return perplexity(*self._totals[recipe])
 
     def _of_first(self, batch: WindowBatch, device: torch.device) -> Tensor:
         """Which of the batch's scored tokens are of the first protocol's windows."""
@@ -218,26 +206,49 @@ class PerplexityModule(LightningModule):
             return TokenFeatures.without_draft(features, token_ids, states)
 
     def on_test_epoch_end(self) -> None:
-        """Check that every window was scored once, merge the sums over ranks, and log them.
+        """Check that every window was scored once, add up what all ranks have scored, and log it.
+
+        The sums are taken in the text's order, whoever has scored a window, and when: the result of a run that was
+        stopped and resumed, or of another number of ranks, is the same to the last bit.
 
         Raises:
             RunError: windows are missing, because the run was told to stop early.
         """
         data, plan = self._data()
-        counts = self._seen.compute()
+        assert data.text is not None
+        scored = self._of_all_ranks([*self.earlier, *self._scored])
+        self.earlier = ()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        missing, repeated = int((counts == 0).sum()), int((counts > 1).sum())
+        counts = Counter(window for batch in scored for window in batch.windows)
+        missing, repeated = len(plan.windows) - len(counts), sum(count > 1 for count in counts.values())
         if missing or repeated:
             raise RunError(
                 f"{missing} of {len(plan.windows)} windows were not scored and {repeated} more than once, so there is "
                 "no result (trainer.limit_test_batches?)"
             )
-        self.outcomes = [_merged(metric) for metric in self.metrics]
+        sums: dict[int, list[WindowSum]] = {}
+        for found in (found for batch in scored for found in batch.sums):
+            sums.setdefault(found.window, []).append(found)
+        for metric, recipe in zip(self.metrics, plan.recipes, strict=True):
+            assert isinstance(metric, Perplexity)
+            metric.reset()
+            if recipe.document_kind == "pages":
+                metric.add_text(data.text.words, data.text.bytes)
+            _add_up(metric, recipe, sums)
+        self.outcomes = [_outcome(metric) for metric in self.metrics]
         units = ("token_ppl", "word_ppl", "byte_ppl", "bits_per_byte")
         for name, recipe, outcome in zip(data.scored, plan.recipes, self.outcomes, strict=False):
             exact = units if recipe.whole_text else units[:1]
             self.log_dict({f"ppl/{name}/{unit}": outcome[unit] for unit in exact})
+
+    def _of_all_ranks(self, mine: list[ScoredBatch]) -> list[ScoredBatch]:
+        """What all ranks hold; a collective call."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return mine
+        parts: list[list[ScoredBatch]] = [[]] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, mine)
+        return [batch for part in parts for batch in part]
 
     def describe_model(self) -> dict[str, Any]:
         """What a report says of the model."""
@@ -259,27 +270,36 @@ class PerplexityModule(LightningModule):
         }
 
 
-def _merged(metric: Any) -> dict[str, Any]:
-    """What all ranks together found, as plain numbers, with the sums of each document; a collective call."""
+def window_sums(batch: WindowBatch, nll: Tensor) -> list[WindowSum]:
+    """Add up a batch's values by window and page, in float64 and in the order of the tokens.
+
+    Args:
+        batch: which windows and pages the values are of.
+        nll: ``[N]``, nats of each scored token.
+    """
+    # On the host, where sums are taken in the same order each time (and where there is float64 in any case).
+    keys = torch.stack((batch.owners, batch.pages), dim=1).cpu()
+    values = nll.detach().cpu().to(torch.float64)
+    found, places, counts = keys.unique(dim=0, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(found), dtype=torch.float64).index_add(0, places, values)
+    rows = zip(found.tolist(), sums.tolist(), counts.tolist(), strict=True)
+    return [WindowSum(batch.windows[row], page, total, count) for (row, page), total, count in rows]
+
+
+def _add_up(metric: Perplexity, recipe: RecipePlan, sums: dict[int, list[WindowSum]]) -> None:
+    """Add the windows of a recipe to its metric."""
+    nll, tokens = [0.0] * recipe.documents, [0] * recipe.documents
+    for place, window in enumerate(recipe.windows):
+        for found in sums.get(window, ()):
+            document = found.page if recipe.document_kind == "pages" else place
+            nll[document] += found.nll
+            tokens[document] += found.tokens
+    if sum(tokens) != recipe.scored:
+        raise RunError(f"{sum(tokens)} tokens were scored where {recipe.scored} were planned; begin a new run")
+    metric.add_sums(nll, tokens, recipe.forwarded, recipe.bos_targets, len(recipe.windows))
+
+
+def _outcome(metric: Any) -> dict[str, Any]:
+    """What was found, as plain numbers, with the sums of each document."""
     result = {name: value.item() for name, value in metric.compute().items()}
-    with metric.sync_context():
-        return result | {"document_nll": metric.nll.tolist(), "document_tokens": metric.tokens.tolist()}
-
-
-class _SeenWindows(Metric):
-    """How often each window was scored, over all ranks."""
-
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(max(size, 1), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, windows: tuple[int, ...]) -> None:
-        with ordinary_tensors():
-            seen = torch.tensor(windows, dtype=torch.int64, device=self.counts.device)
-            self.counts = self.counts.index_add(0, seen, torch.ones_like(seen))
-
-    def compute(self) -> Tensor:
-        return self.counts
+    return result | {"document_nll": metric.nll.tolist(), "document_tokens": metric.tokens.tolist()}

@@ -14,6 +14,7 @@ from lit_hass.records.atomic import (
     write_lines,
     write_text,
 )
+from lit_hass.records.held_folder import HeldFolder, read_mark
 from lit_hass.records.json_lines import QuestionId, read_object, read_objects
 from lit_hass.records.lock import FolderLock
 from lit_hass.records.questions import Question, prompts_digest, questions_digest, read_questions, select_questions
@@ -25,6 +26,7 @@ __all__ = (
     "AnswerRecord",
     "ChoiceRecord",
     "FolderLock",
+    "HeldFolder",
     "Question",
     "QuestionId",
     "RunFolder",
@@ -44,6 +46,7 @@ __all__ = (
     "questions_digest",
     "read_answers",
     "read_key",
+    "read_mark",
     "read_object",
     "read_objects",
     "read_questions",

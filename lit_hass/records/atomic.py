@@ -5,10 +5,12 @@ import errno
 import json
 import math
 import os
+import shutil
+import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lit_hass.errors import RunError, UserError
 
@@ -141,14 +143,36 @@ def _encoded_lines(lines: Iterable[str]) -> Iterator[bytes]:
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    with replacing(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a new file that takes a name when all of it is on the disk, and not before.
+
+    The new file lies in the same folder, so that taking the name is one step of the file system. What stood under the
+    name stays as it is until then, and for good if anything fails; a symbolic link is replaced, not followed.
+
+    Args:
+        path: The name; missing parent folders are made.
+
+    Yields:
+        A file to write to.
+
+    Raises:
+        UserError: The folder cannot be written to; names folder and cause.
+        RunError: The disk is full or failed.
+    """
+    path = Path(path)
     folder = path.parent
     # Not tempfile: its files are private (0600), and the mode would stay with the finished file.
     temporary = folder / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -159,6 +183,41 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
         # After the replace there is nothing of this name; before it, the half file must not stay.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Write a folder of files so that it is there whole or not at all; one that is there already goes.
+
+    Args:
+        folder: What it is called in the end.
+        write: Puts the files into the path it is given, which it makes.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    write(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+    sync_folder(folder.parent)
+
+
+def check_own_file(path: str | os.PathLike[str]) -> None:
+    """Refuse to append to, or cut, a file whose content somebody else has under another name.
+
+    Raises:
+        UserError: It is a symbolic link, or has a second (hard) link; a file that is not there is fine.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        cause = "is a symbolic link, and going on would change the file that it points to"
+    elif stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        cause = "has a second name (a hard link), and going on would change the file under that name too"
+    else:
+        return
+    raise UserError(f"{path}: {cause}; put a copy in its place")
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> UserError | RunError:

@@ -65,7 +65,8 @@ class FolderLock:
 
     def _lock_file(self) -> int:
         while fcntl is not None:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            # Not through a symbolic link: what it points to would be overwritten with our note.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

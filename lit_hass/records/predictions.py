@@ -136,6 +136,10 @@ class PredictionFolder:
         found = [(int(m[1]), p) for p in self.path.iterdir() if (m := _SHARD.fullmatch(p.name))]
         return [path for _, path in sorted(found)]
 
+    def files(self) -> list[Path]:
+        """All files of a pass, there or not."""
+        return [self.predictions, self.correct, self.correct_data, self.metrics, *self.shards()]
+
     @property
     def is_finished(self) -> bool:
         """Whether the pass was merged and nothing is left beside the merged file."""

@@ -53,6 +53,11 @@ class RunFolder:
         """Held by the run that writes here; see :mod:`lit_hass.records.lock`."""
         return self.path / "run.lock"
 
+    @property
+    def mark(self) -> Path:
+        """Which verb made the folder, and whether it came to its end; see :mod:`lit_hass.records.held_folder`."""
+        return self.path / "run.json"
+
     def shard(self, rank: int) -> Path:
         """The unmerged answers of one rank."""
         return self.path / f"answers.rank{rank}.jsonl"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_hass.errors import UserError
-from lit_hass.records.atomic import ensure_writable, to_jsonable, write_json
+from lit_hass.records.atomic import check_own_file, ensure_writable, to_jsonable, write_json
 from lit_hass.records.json_lines import parse_json, read_bytes
 from lit_hass.records.run_folder import RunFolder
 
@@ -116,10 +116,14 @@ def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any], results: 
         The key, which is in the folder now.
 
     Raises:
-        UserError: The folder holds a run with other settings (they are named), answers without a key, or cannot be
-            written to.
+        UserError: The folder holds a run with other settings (they are named), answers without a key, or shards that
+            are links to files elsewhere; or it cannot be written to.
     """
     run = RunFolder(folder)
+    results = list(results)
+    for path in (*run.shards(), *results):
+        if ".rank" in path.name:  # is appended to; the others are replaced whole
+            check_own_file(path)
     key = RunKey(to_jsonable(dict(settings)))
     saved = read_key(run.path)
     if saved is not None:
@@ -132,7 +136,7 @@ def claim(folder: str | os.PathLike[str], settings: Mapping[str, Any], results: 
             log.warning("%s: was begun with %s; rounding may differ, and with it near-ties", run.path, "; ".join(newer))
         ensure_writable(run.path)
         return saved
-    present = [path.name for path in (run.answers, *run.shards(), *results) if path.exists()]
+    present = [path.name for path in (run.answers, run.statistics, *run.shards(), *results) if path.exists()]
     if present:
         raise UserError(
             f"{run.path}: holds answers ({', '.join(present)}) but no {run.key.name}, so nobody knows whether they "

@@ -15,7 +15,16 @@ from typing import Any
 from lit_hass.errors import RunError
 from lit_hass.records.answer_files import iter_intact, parse_answer, read_answers
 from lit_hass.records.answers import is_failed
-from lit_hass.records.atomic import encode, ensure_writable, sync_folder, to_json, to_jsonable, write_error, write_lines
+from lit_hass.records.atomic import (
+    check_own_file,
+    encode,
+    ensure_writable,
+    sync_folder,
+    to_json,
+    to_jsonable,
+    write_error,
+    write_lines,
+)
 from lit_hass.records.json_lines import QuestionId, parse_object
 from lit_hass.records.run_folder import RunFolder
 
@@ -33,7 +42,7 @@ class ShardWriter:
         parse: Raises ValueError for an object that is no such line.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: The folder cannot be written to, or the shard is a link to a file elsewhere.
         RunError: The disk is full or failed.
     """
 
@@ -51,6 +60,7 @@ class ShardWriter:
         self._parse = parse
         self._file: io.FileIO | None = None
         self._closed = False
+        check_own_file(self.path)
         try:
             if self.path.exists():
                 drop_torn_end(self.path)
@@ -85,6 +95,7 @@ class ShardWriter:
 
     def _append(self, content: bytes) -> None:
         if self._file is None:
+            check_own_file(self.path)
             # Unbuffered: after an error no half line may wait in a buffer and be written on closing.
             self._file = io.FileIO(self.path, "ab")
             sync_folder(self.path.parent)
@@ -125,7 +136,11 @@ def drop_torn_end(path: str | os.PathLike[str]) -> int:
 
     Returns:
         The number of bytes dropped.
+
+    Raises:
+        UserError: It is a link to a file elsewhere.
     """
+    check_own_file(path)
     with open(path, "r+b") as file:
         content = file.read()
         keep = content.rfind(b"\n") + 1

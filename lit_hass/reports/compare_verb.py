@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lit_hass.errors import EXIT_FAILED, EXIT_OK, UserError
-from lit_hass.records import ensure_writable
+from lit_hass.records import HeldFolder
 from lit_hass.reports.comparison import compare_runs
 from lit_hass.reports.comparison_files import write_comparison
 from lit_hass.reports.comparison_view import print_comparison
@@ -50,7 +50,8 @@ def compare(args: list[str]) -> int:
     comparison = compare_runs(options.baseline, options.hass, options.allow_differences)
     hass = Path(options.hass)
     out = Path(options.out) if options.out else (hass if hass.is_dir() else hass.parent) / "comparison"
-    write_comparison(ensure_writable(out), comparison)
+    with _held(out):
+        write_comparison(out, comparison)
     console = Screen()
     with console.capture() as text:
         print_comparison(comparison, console)
@@ -63,6 +64,11 @@ def compare(args: list[str]) -> int:
     return EXIT_OK
 
 
+def _held(out: Path) -> HeldFolder:
+    """The folder of the report: one that was made for it, and that nobody else writes just now."""
+    return HeldFolder(out, "compare", "name another with --out").take(resumes=True)
+
+
 def _compare_perplexity(options: argparse.Namespace) -> int:
     for path in (options.baseline, options.hass):
         if not is_perplexity_run(path):
@@ -70,7 +76,8 @@ def _compare_perplexity(options: argparse.Namespace) -> int:
     comparison = compare_perplexity(options.baseline, options.hass, options.allow_differences)
     other = Path(options.hass)
     out = Path(options.out) if options.out else (other if other.is_dir() else other.parent) / "comparison"
-    write_perplexity_comparison(out, comparison)
+    with _held(out):
+        write_perplexity_comparison(out, comparison)
     console = Screen()
     with console.capture() as text:
         print_perplexity_comparison(comparison, console)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from lit_hass.records import ensure_writable, write_json, write_text
-from lit_hass.records.atomic import TEMPORARY_SUFFIX, sync_folder, write_error
+from lit_hass.records.atomic import write_bytes
 from lit_hass.reports.comparison_view import to_markdown
 
 
@@ -35,21 +34,6 @@ def write_comparison(folder: str | os.PathLike[str], comparison: dict[str, Any])
     picture = plot_comparison(comparison)
     write_json(paths[0], comparison)
     write_text(paths[1], to_markdown(comparison))
-    _write_bytes(paths[2], picture)
+    write_bytes(paths[2], picture)
     write_text(paths[3], to_html(comparison, picture))
     return paths
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)

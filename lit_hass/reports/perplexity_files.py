@@ -17,6 +17,8 @@ from lit_hass.reports.perplexity_view import to_markdown
 RESULT, DOCUMENTS, PAGE, PICTURE = (
     "perplexity.json", "perplexity_documents.jsonl", "perplexity.md", "perplexity_ladder.png"
 )  # fmt: skip
+#: All of them, whether a run has each or not.
+FILES = (RESULT, DOCUMENTS, PAGE, PICTURE)
 
 
 def write_perplexity(

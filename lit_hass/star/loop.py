@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
 from lit_hass.models import context_length, load_config, resolve_base
-from lit_hass.records import FolderLock, claim, read_object, to_jsonable, write_json, write_text
+from lit_hass.records import HeldFolder, claim, read_object, to_jsonable, write_json, write_text
 from lit_hass.records.predictions import Prediction, PredictionFolder, kept_of, write_kept
 from lit_hass.reports.rationale_statistics import rates, rationale_summary
 from lit_hass.star.passes import on_first_rank, predict_pass, train_on
@@ -38,10 +38,11 @@ def star(args: list[str]) -> int:
     if not on_first_rank():
         _run(settings)
         return EXIT_OK
-    with FolderLock(settings.out):
+    with HeldFolder(settings.out, "star", "name another --out").take(resumes=True) as held:
         claim(settings.out, key, settings.out.glob("iter_*"))
         write_text(settings.out / "config.yaml", settings.yaml())
         _run(settings)
+        held.finish()
     return EXIT_OK
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.correct_data_writer import CorrectDataWriter
 from callbacks.generation_progress import GenerationProgressBar
+from lit_hass.checkpoints import AtomicCheckpointIO
 from lit_hass.data.commonsense_qa_datamodule import CommonsenseQADataModule
 from lit_hass.data.completion_datamodule import CompletionDataModule
 from lit_hass.errors import RunError
@@ -24,6 +23,7 @@ from lit_hass.modules.out_of_memory import is_out_of_memory
 from lit_hass.modules.rationale import RationaleModule
 from lit_hass.ranks import on_rank_zero
 from lit_hass.records import read_object
+from lit_hass.records.atomic import write_folder
 from lit_hass.records.predictions import Prediction, PredictionFolder
 from lit_hass.star.settings import FitSettings, Settings, TrainerSettings
 
@@ -101,22 +101,14 @@ def train_on(settings: Settings, folder: Path, base: str, iteration: int, max_le
         ) from error
     if trainer.global_step < steps:
         raise RunError(f"the training of iteration {iteration} ended at step {trainer.global_step} of {steps}")
-    on_rank_zero(trainer, lambda: _export(module, folder / "checkpoint", getattr(torch, fit.dtype)))
+    dtype = getattr(torch, fit.dtype)
+    on_rank_zero(trainer, lambda: write_folder(folder / "checkpoint", lambda path: module.save_pretrained(path, dtype)))
     return {
         "steps": steps,
         "seconds": time.perf_counter() - started,
         "skipped_long": data.skipped_long,
         "loss": checkpoints.loss,
     }
-
-
-def _export(module: LanguageModelingModule, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model folder so that it is there whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    for leftover in (unfinished, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    module.save_pretrained(unfinished, dtype)
-    os.replace(unfinished, folder)
 
 
 class _Checkpoints(Callback):
@@ -142,10 +134,7 @@ class _Checkpoints(Callback):
         if step % self.every and step < trainer.max_steps:
             return
         self.loss = float(trainer.callback_metrics["train/loss"])
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            os.replace(unfinished, self.path)
+        trainer.save_checkpoint(self.path)
 
 
 def _trainer(settings: TrainerSettings, callbacks: list[Callback], **more: Any) -> Trainer:
@@ -158,5 +147,6 @@ def _trainer(settings: TrainerSettings, callbacks: list[Callback], **more: Any) 
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=AtomicCheckpointIO(),
         **more,
     )

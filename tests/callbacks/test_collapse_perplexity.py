@@ -100,3 +100,22 @@ def test_a_run_that_fails_leaves_what_it_measured(door, base, text, tmp_path, ex
     assert partial["meta"]["complete"] is False and partial["counts"]["questions"] == 4
     assert partial["total_tokens"] == partial["counts"]["rows_in_statistics"] > 0
     assert not list(RUN.rglob("*.lit-hass-tmp"))
+
+
+def test_a_stopped_run_resumes_with_the_features_of_each_window_once(door, base, text, tmp_path, expected):  # noqa: F811
+    args = [*arguments(base, text, tmp_path, "--data.batch_tokens", WINDOW), "--trainer.logger.init_args.version", 0]
+    for batches in (2, 3):
+        assert door(*args, "--trainer.limit_test_batches", batches).status == 1
+    journal = RUN / "features" / "rank0.journal"
+    assert journal.stat().st_size > 0
+    result = door(*args)
+    assert result.status == 0, result.err
+    check(RUN, expected)
+
+
+def test_windows_scored_without_features_are_not_left_out_in_silence(door, base, text, tmp_path):  # noqa: F811
+    args = [*arguments(base, text, tmp_path, "--data.batch_tokens", WINDOW), "--trainer.logger.init_args.version", 0]
+    plain = [part for place, part in enumerate(args) if place not in (3, 4)]
+    assert door(*plain, "--trainer.limit_test_batches", 2).status == 1
+    result = door(*args)
+    assert result.status in (1, 2) and "features" in result.err and "begin a new" in result.err

@@ -11,7 +11,7 @@ import pytest
 from tests.door.conftest import ROOT
 from tests.reports.run_folders import DRAFT, line, original_line, turn, write_lines_to, write_run
 
-FILES = {"comparison.json", "comparison.md", "comparison.png", "report.html"}
+FILES = {"comparison.json", "comparison.md", "comparison.png", "report.html", "run.json"}
 
 
 @pytest.fixture
@@ -58,6 +58,18 @@ def test_an_unfair_pair_is_refused_in_one_line_and_nothing_is_written(door, runs
     assert result.status == 2 and result.out == "" and not (tmp_path / "out").exists()
     assert result.err.count("\n") == 1 and result.err.startswith("lit-hass: error:")
     assert "model.max_new_tokens: 64 against 9" in result.err and "model.temperature: 0.0 against 0.5" in result.err
+
+
+def test_a_folder_with_files_of_somebody_else_is_left_alone(door, runs, tmp_path: Path) -> None:
+    one, other = runs()
+    mine = other / "comparison" / "report.html"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    result = door("compare", one, other)
+    assert result.status == 2 and "no run wrote (report.html)" in result.err and "--out" in result.err
+    assert mine.read_text() == "mine" and list(mine.parent.iterdir()) == [mine]
+    for _ in range(2):  # what compare has written it may write anew
+        assert door("compare", one, other, "--out", tmp_path / "out").status == 0
 
 
 def test_an_unfair_pair_is_compared_when_allowed(door, runs) -> None:

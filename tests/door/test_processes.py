@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,34 @@ def test_a_rank_that_dies_fails_the_run_which_resumes(process, tiny_base, questi
     assert [line["question_id"] for line in answers] == list(range(10, 17))
     assert all(line == kept[line["question_id"]] for line in answers if line["question_id"] in kept)
     assert tokens(tmp_path / RUN / "answers.jsonl") == expected(path)
+
+
+IMPATIENT = ("-m", "tests.door.impatient")
+
+
+@pytest.mark.ddp
+def test_a_rank_whose_rank_0_never_comes_does_not_wait_for_days(process, tiny_base, questions):
+    """Rank 0 has started rank 1 and is gone before they have met, as by a kill or for lack of memory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    args = _args(tiny_base, questions(3), *DDP)
+    run = process(args, launcher=IMPATIENT, MEETING="3", MASTER_PORT=str(port), **alone)
+    assert run.wait(120) == 1, run.text()
+    assert "did not meet within 0.05 minutes: one of them ended before" in run.text()
+    assert "Traceback" not in run.text()
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_ranks_that_have_met_wait_for_longer_than_that(process, tiny_base, questions, tmp_path):
+    run = process(
+        [*_args(tiny_base, questions(3), *DDP), "--model.class_path", "tests.door.impatient.SlowModule"],
+        launcher=IMPATIENT, MEETING="60", WAITS="75",
+    )  # fmt: skip
+    assert run.wait(300) == 0, run.text()
+    assert len(lines(tmp_path / RUN / "answers.jsonl")) == 3
 
 
 def test_a_killed_run_resumes_with_nothing_lost(process, tiny_base, questions, expected, tmp_path):

@@ -26,6 +26,17 @@ def test_units() -> None:
     assert [found[name] for name in ("tokens_scored", "tokens_forwarded", "bos_targets", "windows")] == [3, 5, 1, 2]
 
 
+def test_documents_added_up_elsewhere_count_as_their_tokens_do() -> None:
+    one, other = Perplexity(2), Perplexity(2)
+    one.update(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1]), forwarded=5, bos_targets=1, windows=2)
+    other.compute()  # what was computed before does not stay
+    other.add_sums([1.0, 5.0], [1, 2], forwarded=5, bos_targets=1, windows=2)
+    for name, value in one.compute().items():
+        assert torch.equal(other.compute()[name], value) or bool(value.isnan()), name
+    with pytest.raises(ValueError, match="1 documents, where there are 2"):
+        other.add_sums([1.0], [1])
+
+
 def test_standard_error_is_that_of_a_ratio() -> None:
     torch.manual_seed(0)
     weights = torch.randint(50, 500, (40,)).double()

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from lit_hass.errors import RunError, UserError
 from lit_hass.records import (
+    RunFolder,
     ShardWriter,
+    claim,
     completed_ids,
     failed_answer,
     merge_shards,
@@ -86,6 +88,35 @@ def test_unwritable_folder_is_refused_on_opening(tmp_path):
     (tmp_path / "answers.rank0.jsonl").mkdir()
     with pytest.raises(UserError, match="cannot write answers.rank0.jsonl into folder"):
         ShardWriter(tmp_path, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_shard_that_is_a_link_is_neither_cut_nor_written_to(tmp_path, answer, hard):
+    elsewhere, folder = tmp_path / "kept.jsonl", tmp_path / "run"
+    write(folder, 0, answer(1))
+    shard = RunFolder(folder).shard(0)
+    shard.rename(elsewhere)
+    with elsewhere.open("a") as file:
+        file.write('{"torn')
+    before = elsewhere.read_bytes()
+    link = shard.hardlink_to if hard else shard.symlink_to
+    writer = ShardWriter(folder, 0)  # opens the file with the first line
+    link(elsewhere)
+    for refused in (
+        lambda: ShardWriter(folder, 0),
+        lambda: drop_torn_end(shard),
+        lambda: writer.write([answer(2)]),
+        lambda: claim(folder, {}),
+    ):
+        with pytest.raises(UserError, match="rank0.jsonl: .* link.*put a copy in its place"):
+            refused()
+        assert elsewhere.read_bytes() == before
+    shard.unlink()
+    shard.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="symbolic link"):
+        writer.write([answer(2)])
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")

@@ -264,7 +264,7 @@ def test_a_training_that_was_done_but_not_written_is_not_done_again(known, whole
 
     out = tmp_path / "loop"
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "_export", full)
+        patch.setattr(passes, "write_folder", full)
         assert main(arguments(known, out)) == 1
     assert (out / "iter_0" / "training.ckpt").exists() and not (out / "iter_0" / "DONE").exists()
     assert main(arguments(known, out)) == 0
