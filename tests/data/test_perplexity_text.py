@@ -127,11 +127,11 @@ def separated(separator: str) -> bytes:
     [
         ("t.csv", b"\xef\xbb\xbf" + separated(",")),
         ("t.tsv", separated("\t")),
-        ("t.csv.gz", gzip.compress(separated(","))),
+        ("t.csv.gz", gzip.compress(separated(","), mtime=0)),
         ("t.json", json.dumps([{"id": i, "text": text} for i, text in enumerate(TEXTS)]).encode()),
         ("t.json", json.dumps([{"text": text} for text in TEXTS], indent=2).encode()),
-        ("t.json.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())),
-        ("t.jsonl.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())),
+        ("t.json.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode(), mtime=0)),
+        ("t.jsonl.gz", gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode(), mtime=0)),
     ],
 )
 def test_tables_of_other_forms(tmp_path, name: str, content: bytes) -> None:

@@ -277,7 +277,7 @@ def test_compressed_files_arrays_and_tables(tmp_path):
     rows = [{"question_id": i, "turns": [f"t{i}"]} for i in range(3)]
     expected = [Question(i, None, (f"t{i}",)) for i in range(3)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (tmp_path / "q.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "q.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     (tmp_path / "q.json").write_bytes(b"\xef\xbb\xbf\n" + json.dumps(rows).encode() + b"\n")
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
     for name in ("q.jsonl.gz", "q.json", "q.parquet"):
@@ -297,7 +297,7 @@ def test_compressed_files_arrays_and_tables(tmp_path):
         ("q.json", b"[ ]", "holds no questions"),
         ("q.json", b"[" * 100_000, "nested too deeply"),
         ("q.jsonl.gz", GOOD.encode(), "cannot be decompressed"),
-        ("q.jsonl.gz", gzip.compress(GOOD.encode())[:-9], "cannot be decompressed"),
+        ("q.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], "cannot be decompressed"),
         ("q.parquet", b"PAR1", "cannot be read as parquet"),
     ],
 )
