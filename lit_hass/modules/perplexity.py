@@ -18,7 +18,15 @@ from lit_hass.errors import RunError, UserError
 from lit_hass.metrics import Perplexity
 from lit_hass.metrics.exact_states import ordinary_tensors
 from lit_hass.metrics.functional.perplexity import perplexity
-from lit_hass.models import check_base, load_base, model_digest, parse_dtype
+from lit_hass.models import (
+    attention_kind,
+    check_base,
+    dtype_setting,
+    load_base,
+    load_config,
+    model_digest,
+    parse_dtype,
+)
 from lit_hass.modules.threads import choose_threads
 from lit_hass.modules.trainer_precision import refuse_trainer_precision
 from lit_hass.modules.window_scorer import ScoredWindows, WindowScorer
@@ -130,7 +138,11 @@ class PerplexityModule(LightningModule):
 
     def resume_settings(self) -> dict[str, Any]:
         """What of the model decides its likelihoods; see ``lit_hass.records.RunKey``."""
-        return {"base": model_digest(self.base), "dtype": self.base_dtype}
+        return {
+            "base": model_digest(self.base),
+            "dtype": dtype_setting(self.base, self.base_dtype, self.device_map),
+            "attention": attention_kind(load_config(self.base)),
+        }
 
     def on_test_start(self) -> None:
         """Begin with empty sums."""

@@ -1,11 +1,13 @@
 """Scores of any decoder-only model against the model's own logits, window by window, in float64."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from safetensors.torch import load_file, save_file
 
 from callbacks import PerplexityProgressBar
 from lit_hass.data import PerplexityDataModule
@@ -229,3 +231,41 @@ def test_bad_settings(tmp_path, text) -> None:
     with pytest.raises(UserError, match="PerplexityDataModule"):
         module = PerplexityModule(str(make_base(tmp_path / "base")))
         Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(module, [1])
+
+
+def test_resume_settings_hold_what_decides_the_likelihoods_and_no_more(tmp_path, text) -> None:
+    base, pruned, eager = (make_base(tmp_path / name) for name in ("base", "pruned", "eager"))
+    weights = load_file(pruned / "model.safetensors")
+    weights["lm_head.weight"][3, 5] = 0
+    save_file(weights, pruned / "model.safetensors", {"format": "pt"})
+    # Caps its attention logits, which SDPA leaves out.
+    make_base(eager, model_type="gemma2", query_pre_attn_scalar=8)
+
+    def settings(folder: Path = base, **arguments) -> dict:
+        return PerplexityModule(str(folder), **arguments).resume_settings()
+
+    assert settings() == settings(head_rows=3)
+    assert settings(dtype="bf16") == settings(dtype="bfloat16")
+    spread = load_base(base, device_map="auto")
+    found = [settings(device_map="auto")["dtype"], settings(eager)["attention"], settings()["attention"]]
+    assert found == [str(spread.dtype).removeprefix("torch."), "eager", "sdpa"]
+    _, module = run(base, text, ladder="none")
+    about = module.describe_model()
+    assert [settings()[name] for name in ("base", "attention")] == [about["digest"], about["attention"]]
+    changed = [settings(), settings(pruned), settings(eager), settings(dtype="bfloat16"), settings(dtype="float16")]
+    assert len({json.dumps(one, sort_keys=True) for one in changed}) == len(changed)
+
+
+def test_the_key_holds_the_text_whatever_its_file_is_called(tmp_path, text) -> None:
+    base = make_base(tmp_path / "base")
+
+    def settings(path: Path, **more) -> dict:
+        data = PerplexityDataModule(str(path), window=32, ladder="none", **more)
+        data.check(PerplexityModule(str(base)))
+        return data.resume_settings()
+
+    moved, other = tmp_path / "moved.txt", tmp_path / "other.txt"
+    moved.write_bytes(text.read_bytes())
+    other.write_bytes(text.read_bytes().replace(b"e", b"a", 1))
+    assert settings(text) == settings(moved) == settings(text, batch_tokens=100)
+    assert settings(text)["text"] != settings(other)["text"]
