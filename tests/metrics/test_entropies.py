@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +69,26 @@ def test_summary_of_a_spectrum():
     assert fit["alpha_req"] == pytest.approx(1.5) and fit["alpha_req_r2"] == pytest.approx(1)
     assert (fit["alpha_req_first"], fit["alpha_req_last"]) == (11, 100)
     assert math.isnan(spectrum_summary(torch.zeros(3, dtype=torch.float64), 0)["effective_rank"])
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("rank", "d", "batch"), [(3, 8, 1), (6, 24, 7), (60, 96, 64)])
+def test_rounding_is_no_rank_and_no_line_is_fitted_through_it(rank, d, batch, center):
+    """Rows of a known rank, added up in two orders, against the singular values of all rows."""
+    rows = normal(2000, rank) * torch.logspace(0, -3, rank, dtype=torch.float64) @ normal(rank, d, seed=1)
+    found = []
+    for order in (torch.arange(2000), torch.randperm(2000, generator=torch.Generator().manual_seed(0))):
+        family = CollapseMetrics(d)
+        for x in rows[order].split(batch):
+            family.update(x, torch.zeros(len(x), dtype=torch.long))
+        found.append(family.compute_details()["spectrum"]["centred" if center else "raw"])
+    singular = np.linalg.svd((rows - rows.mean(0) * center).numpy(), compute_uv=False)[:rank]
+    first, last = (11, min(rank, 100)) if rank >= 50 else (1, rank)
+    slope = np.polyfit(np.log(np.arange(first, last + 1)), np.log(singular[first - 1 : last] ** 2), 1)[0]
+    for summary in found:
+        assert summary["numerical_rank"] == np.linalg.matrix_rank((rows - rows.mean(0) * center).numpy()) == rank
+        assert summary["alpha_req"] == pytest.approx(-slope, rel=1e-6) and summary["alpha_req_last"] == last
+        assert summary["condition"] == pytest.approx(singular[0] / singular[-1], rel=1e-6)
 
 
 def least_collapsed(n: int, d: int) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """What the singular values of a feature matrix say: entropies, effective ranks, decay.
 
 Everything here is computed from eigenvalues of a Gram matrix, hence from numbers that add up over batches and devices.
-The eigenvalues that must be zero by the number of rows are set to zero: otherwise their rounding noise, about 1e-8 of
-the largest singular value each, would count as rank.
+The eigenvalues that must be zero by the number of rows, and those within the rounding of the sums, are set to zero:
+otherwise their noise, about 1e-8 of the largest singular value each, would count as rank, and a line would be fitted
+through it that is another one with each order of the additions.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def gram_eigenvalues(gram: Tensor, rows: int, center: bool = False) -> Tensor:
         center: whether the rows were centred.
 
     Returns:
-        ``[d]`` float64, not negative.
+        ``[d]`` float64, not negative; zero up to max(d, sqrt n) * 2.2e-16 of the largest: the eigenvalues of a matrix
+        are not known more exactly, nor its sums of n products, whose rounding grows with the root of n.
     """
     values = torch.linalg.eigvalsh(gram.to(torch.float64)).flip(0).clamp_(min=0)
     values[max(0, min(rows - int(center), values.numel())) :] = 0
+    if values.numel():
+        values[values <= max(values.numel(), math.sqrt(rows)) * _EPS64 * values[0]] = 0
     return values
 
 
@@ -59,7 +63,6 @@ def matrix_eigenvalues(rows: Tensor, center: bool = False) -> Tensor:
         largest = x.square().sum().sqrt()
         x = x - x.mean(0)
     values = gram_eigenvalues(x @ x.T if n <= d else x.T @ x, n, center)
-    values[values <= min(n, d) * _EPS64 * values[0]] = 0
     if center and not has_spread(values[0], largest**2, n, d):
         values.fill_(math.nan)
     return values
@@ -193,7 +196,8 @@ def spectrum_summary(eigenvalues: Tensor, rows: int, center: bool = False) -> di
     * ``stable_rank``: sum s^2 / max s^2.
     * ``matrix_entropy_1``, ``matrix_entropy_2``, ``matrix_entropy_inf``: Renyi entropies of p2 in nats.
     * ``top_share``: of the largest s^2; ``condition``: largest over smallest singular value that is not zero.
-    * ``numerical_rank``: singular values above max(n, d) * 2.2e-16 of the largest.
+    * ``numerical_rank``: singular values above max(n, d) * 2.2e-16 of the largest; from a Gram matrix none is known
+      below the root of that, see :func:`gram_eigenvalues`.
     * ``sum_sigma``: sum of the singular values (the nuclear norm).
     * ``alpha_req``, ``alpha_req_r2``, ``alpha_req_first``, ``alpha_req_last``: see :func:`power_law`.
 
