@@ -68,22 +68,37 @@ def trainer_error(error: Exception, trainer: Any) -> UserError:
 def check_limits(verb: str, trainer: Trainer) -> None:
     """Refuse, or warn of, limits that leave out what a result needs.
 
+    A number of batches (an integer, also 1) stops a run that can be resumed; 1.0 is the share of all of them.
+
     Raises:
-        UserError: a part of the windows of a perplexity.
+        UserError: a share of the windows of a perplexity.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    if verb == "test" and trainer.limit_test_batches != 1.0:
-        raise UserError(
-            f"trainer.limit_test_batches {trainer.limit_test_batches}: the perplexity of some windows is none: leave "
-            "it out, or give a shorter text"
-        )
-    if verb == "predict" and trainer.limit_predict_batches != 1.0:
+    windows, batches = trainer.limit_test_batches, trainer.limit_predict_batches
+    if verb == "test" and _is_limit(windows):
+        if isinstance(windows, float):
+            raise UserError(
+                f"trainer.limit_test_batches {windows}: the perplexity of some windows is none: leave it out, or give "
+                "a shorter text"
+            )
         log.warning(
-            "trainer.limit_predict_batches %s leaves questions without answers, and the run unfinished: the same "
-            "command without it, but with this run's version, goes on; --data.question_end N takes a part instead",
-            trainer.limit_predict_batches,
+            "trainer.limit_test_batches %d ends the run after so many batches, without a result: the same command "
+            "without it, but with this run's version, goes on",
+            windows,
         )
+    if verb == "predict" and _is_limit(batches):
+        log.warning(
+            "trainer.limit_predict_batches %s leaves the questions of all further batches without answers, and the run "
+            "unfinished: the same command without it, but with this run's version, goes on; --data.question_end N "
+            "takes a part instead",
+            batches,
+        )
+
+
+def _is_limit(batches: int | float | None) -> bool:
+    """Whether it is less than all: 1 is one batch, and equal to 1.0."""
+    return batches is not None and (isinstance(batches, int) or batches != 1.0)
 
 
 def _check_torchrun(trainer: Any) -> None:

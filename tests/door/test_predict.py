@@ -173,8 +173,10 @@ def test_a_part_of_the_batches_is_a_run_to_be_completed(door, tiny_base, questio
     fixed = ("--trainer.logger.init_args.version", 0)
     part = _predict(door, tiny_base, path, *fixed, "--trainer.limit_predict_batches", 1)
     assert part.status == 1 and "2 of 3 questions missing" in part.err
+    assert "limit_predict_batches 1 leaves the questions of all further batches" in part.err  # 1 is not 1.0, all
     assert not (RUN / "answers.jsonl").exists()
-    assert _predict(door, tiny_base, path, *fixed).status == 0
+    whole = _predict(door, tiny_base, path, *fixed, "--trainer.limit_predict_batches", 1.0)
+    assert whole.status == 0 and "limit_predict_batches" not in whole.err
     assert len(lines(RUN / "answers.jsonl")) == 3
 
 
