@@ -14,6 +14,7 @@ from lit_hass.data.batches import TokenBatch, by_length, collate
 from lit_hass.data.html_to_tsv import Difficulty, Split, make_example
 from lit_hass.data.html_to_tsv.rng import SplitMix
 from lit_hass.data.html_to_tsv.tokenizer import train_tokenizer
+from lit_hass.data.prompting import Prompting
 from lit_hass.errors import UserError
 from lit_hass.models import load_tokenizer
 
@@ -84,9 +85,14 @@ class HTMLToTSVDataModule(LightningDataModule):
         self.validation_difficulties = [_difficulty(d) for d in self.validation_names]
         self.seed = seed
         self.tokenizer: Any = None
+        self.prompting: Prompting | None = None
 
     def setup(self, stage: str) -> None:
-        """Load the tokenizer, or train it (seconds)."""
+        """Load the tokenizer, or train it (seconds).
+
+        Raises:
+            UserError: a tokenizer without a chat template, or with one that cannot write the dialogues.
+        """
         if self.tokenizer is not None:
             return
         name = self.tokenizer_name or getattr(getattr(self.trainer, "lightning_module", None), "tokenizer_source", None)
@@ -98,12 +104,16 @@ class HTMLToTSVDataModule(LightningDataModule):
         else:
             log.info("training a tokenizer of %d pieces", self.vocab_size)
             self.tokenizer = train_tokenizer(self.vocab_size)
+        self.prompting = Prompting(self.tokenizer)
+        encode_dialogue(self.prompting, "question", "answer")
+        if day := self.prompting.settings()["date"]:
+            log.warning("%s: the chat template writes the date into every dialogue, here %s", name, day)
 
     def encode(self, split: Split, index: int, difficulty: Difficulty) -> tuple[list[int], int]:
         """Token ids of one example, and how many of them are the question's."""
-        assert self.tokenizer is not None
+        assert self.prompting is not None
         example = make_example(split, self.seed, index, difficulty)
-        return encode_dialogue(self.tokenizer, example.question, example.tsv)
+        return encode_dialogue(self.prompting, example.question, example.tsv)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Endless batches, beginning with the one that the trainer is at."""
@@ -166,13 +176,16 @@ class _Stream(IterableDataset[TokenBatch]):
         return [collate(group) for group in rng.shuffled(groups)]
 
 
-def encode_dialogue(tokenizer: Any, question: str, answer: str) -> tuple[list[int], int]:
-    """Ids of a question and its answer in the tokenizer's chat template, and how many come before the answer."""
+def encode_dialogue(prompting: Prompting, question: str, answer: str) -> tuple[list[int], int]:
+    """Ids of a question and its answer in the tokenizer's chat template, and how many come before the answer.
+
+    Raises:
+        UserError: the template refuses them, or does not put the answer behind the generation prompt.
+    """
     user = {"role": "user", "content": question}
-    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": answer}], tokenize=False)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    whole = prompting.render([user, {"role": "assistant", "content": answer}], generation_prompt=False)
+    prompt_ids = prompting.encode([question], []).tolist()
+    ids = prompting.tokenizer(whole, add_special_tokens=False)["input_ids"]
     if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError("the tokenizer's chat template does not put the answer behind the generation prompt")
     return ids, len(prompt_ids)

@@ -9,6 +9,7 @@ from lit_hass.data import HTMLToTSVDataModule, html_to_tsv_datamodule
 from lit_hass.data.batches import IGNORE
 from lit_hass.data.html_to_tsv import Difficulty, make_example
 from lit_hass.data.html_to_tsv_datamodule import Stage, encode_dialogue
+from lit_hass.data.prompting import Prompting
 from lit_hass.errors import UserError
 
 STAGES = [Stage("2x2-plain", 0.1), Stage("3x3", 0.25), Stage("4x4", 1.0)]
@@ -194,4 +195,26 @@ def test_a_template_that_hides_the_prompt_is_refused(tmp_path, tsv_tokenizer) ->
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = "{{ messages[-1]['content'] }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     with pytest.raises(UserError, match="does not put the answer behind the generation prompt"):
-        encode_dialogue(tokenizer, "question", "answer")
+        encode_dialogue(Prompting(tokenizer), "question", "answer")
+
+
+def test_a_dated_template_is_told_one_day_and_no_time_however_long_a_run_takes(tsv_tokenizer, tmp_path, caplog) -> None:
+    tsv_tokenizer.save_pretrained(tmp_path)
+    dated = "{{ strftime_now('%Y-%m-%d %H:%M:%S %f') }}\n" + tsv_tokenizer.chat_template
+    (tmp_path / "chat_template.jinja").write_text(dated)
+    data = HTMLToTSVDataModule(tokenizer=str(tmp_path))
+    data.setup("fit")
+    day = data.prompting.day
+    assert any(f"writes the date into every dialogue, here {day}" in m for m in caplog.messages)
+    rows = [data.encode("train", 0, Difficulty(2, 2)) for _ in range(2)]
+    head = data.tokenizer.decode(rows[0][0]).split("\n")[0]
+    assert rows[0] == rows[1] and head == f"{day} 00:00:00 000000"
+    data.prompting = Prompting(data.tokenizer, date="2024-07-26")
+    assert data.tokenizer.decode(data.encode("train", 0, Difficulty(2, 2))[0]).startswith("2024-07-26 00:00:00")
+
+
+def test_a_template_that_refuses_a_dialogue_is_a_user_error(tsv_tokenizer, tmp_path) -> None:
+    tsv_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no dialogues here') }}")
+    with pytest.raises(UserError, match="chat template refuses the conversation: no dialogues here"):
+        HTMLToTSVDataModule(tokenizer=str(tmp_path)).setup("fit")
