@@ -72,7 +72,7 @@ def read_questions(
         raise UserError(f"{path}: holds no questions")
     first, stop = question_range(len(rows), begin, end)
     if stop - first < len(rows):
-        _log.info("asking %d of the %d questions of %s", stop - first, len(rows), path)
+        _log.info("taking %d of the %d questions of %s", stop - first, len(rows), path)
     questions: list[Question] = []
     left_out: list[str] = []
     broken: list[str] = []

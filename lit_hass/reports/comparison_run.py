@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from lit_hass.records.answer_files import read_latest_answers
 from lit_hass.records.shapes import COUNT, NUMBER, TEXT, misfit
 from lit_hass.records.yaml_files import read_yaml
 from lit_hass.reports.statistics_shape import check_statistics
+
+log = logging.getLogger(__name__)
 
 #: The penalties of the original scripts' baseline, by the name that parity with their results goes by.
 PRESETS = {"original": {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3}}
@@ -82,6 +85,11 @@ class ComparedRun:
     def environment(self) -> dict[str, Any] | None:
         """Machine and versions; None where they are unknown."""
         return (self.statistics or {}).get("environment")
+
+    @property
+    def questions_digest(self) -> str | None:
+        """The hash of the questions that were asked; None where it is unknown."""
+        return ((self.settings or {}).get("data") or {}).get("questions")
 
     @property
     def dtype(self) -> str | None:
@@ -184,40 +192,62 @@ def _unambiguous(path: Path, answers: list[dict[str, Any]]) -> list[dict[str, An
 def read_categories(runs: Sequence[ComparedRun]) -> tuple[dict[QuestionId, str], str | None]:
     """Find the questions' categories: in the question file that a run's ``config.yaml`` names, else in the answers.
 
-    The file must still hold the questions that were asked (``run_key.json`` has their hash).
+    The file must still hold the questions that were asked (``run_key.json`` has their hash); of it the rows that the
+    run took are read, as the run read them. Where nobody says them, the log has why no file does.
 
     Returns:
         Question id -> category, and where they come from (None where nobody says).
     """
+    causes: list[str] = []
     for run in runs:
-        found = _from_question_file(run)
-        if found is not None:
-            return found
+        named = _named_questions(run)
+        if named is None:
+            continue
+        try:
+            return _from_question_file(run, **named)
+        except UserError as error:
+            causes.append(f"{run.path}: {error}")
     own = {
         answer["question_id"]: answer["category"]
         for run in runs
         for answer in run.answers
         if isinstance(answer.get("category"), str)
     }
+    if not own and causes:
+        log.warning("the questions' categories are not known: %s", "; ".join(causes))
     return own, "the answers" if own else None
 
 
-def _from_question_file(run: ComparedRun) -> tuple[dict[QuestionId, str], str] | None:
+def _named_questions(run: ComparedRun) -> dict[str, Any] | None:
+    """The question file of a run and the part that it took, as its configuration has them; None where it has none.
+
+    Raises:
+        UserError: the configuration cannot be read, or has other things in these places.
+    """
     path = RunFolder(run.path).config
-    asked = ((run.settings or {}).get("data") or {}).get("questions")
-    if asked is None or not path.is_file():
+    if run.questions_digest is None or not path.is_file():
         return None
     data = read_yaml(path).get("data")
     given = data.get("init_args", data) if isinstance(data, dict) else None
-    name = given.get("questions") if isinstance(given, dict) else None
-    try:
-        file = questions_file(str(name))
-        questions = {question.question_id: question for question in read_questions(file)}
-    except UserError:
-        return None  # moved, or named relative to another folder; the comparison says that nobody knows
-    if not all(answer["question_id"] in questions for answer in run.answers):
+    if not isinstance(given, dict) or given.get("questions") is None:
         return None
-    selected = [questions[answer["question_id"]] for answer in run.answers]
-    if questions_digest(selected) != asked:
-        return None
-    return {q.question_id: q.category for q in selected if q.category is not None}, str(name)
+    if fault := misfit(given, {"questions": TEXT, "question_begin": COUNT, "question_end": COUNT}, "data"):
+        raise UserError(f"{path}: {fault}")
+    return {"name": given["questions"], "begin": given.get("question_begin"), "end": given.get("question_end")}
+
+
+def _from_question_file(
+    run: ComparedRun, name: str, begin: int | None, end: int | None
+) -> tuple[dict[QuestionId, str], str]:
+    """The categories in a question file.
+
+    Raises:
+        UserError: it is not there (perhaps named relative to another folder), cannot be read, or holds other questions
+            by now.
+    """
+    file = questions_file(name)
+    questions = {question.question_id: question for question in read_questions(file, begin, end)}
+    selected = [questions[answer["question_id"]] for answer in run.answers if answer["question_id"] in questions]
+    if len(selected) < len(run.answers) or questions_digest(selected) != run.questions_digest:
+        raise UserError(f"{file}: does not hold the questions that were asked, or no longer")
+    return {q.question_id: q.category for q in selected if q.category is not None}, name

@@ -32,7 +32,7 @@ def question_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_categories_come_from_the_question_file(tmp_path: Path) -> None:
+def test_categories_come_from_the_question_file(tmp_path: Path, caplog) -> None:
     path = question_file(tmp_path)
     data = {"questions": questions_digest(read_questions(path)[:2])}
     one, other = pair(tmp_path, PLAIN, DRAFTED, data=data)
@@ -44,10 +44,34 @@ def test_categories_come_from_the_question_file(tmp_path: Path) -> None:
     assert kind["speedup"] == pytest.approx(4 / 1.5) and kind["acceptance_length"] == 2.5 and kind["interval"] is None
     assert kind["questions"] == 1 and kind["identical_turn_share"] == 1.0
     # a file that holds other questions by now says nothing about this run
-    path.write_text(path.read_text(encoding="utf-8").replace('"x"', '"y"'), encoding="utf-8")
-    assert compare_runs(one, other)["categories"] == {} and compare_runs(one, other)["category_source"] is None
-    path.unlink()
+    for content, cause in ((path.read_text(encoding="utf-8").replace('"x"', '"y"'), "the questions that were asked"),
+                           (None, "no such question file")):  # fmt: skip
+        path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+        caplog.clear()
+        found = compare_runs(one, other)
+        assert found["categories"] == {} and found["category_source"] is None
+        assert f"categories are not known: {other}: {path}: " in caplog.text and cause in caplog.text
+
+
+def test_the_question_file_is_read_as_the_run_read_it(tmp_path: Path, caplog) -> None:
+    """A broken row outside of the selection took nothing from the run, and takes no categories from its comparison."""
+    path = question_file(tmp_path)
+    rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(['{"question_id": "z", "turns": []}', *rows[:2], "{", rows[2]]), encoding="utf-8")
+    one, other = pair(tmp_path, PLAIN, DRAFTED, data={"questions": questions_digest(read_questions(path, 1, 3))})
+    given = {"questions": str(path), "question_begin": 1, "question_end": 3}
+    for run in (one, other):
+        (run / "config.yaml").write_text(json.dumps({"data": {"init_args": given}}), encoding="utf-8")
+    found = compare_runs(one, other)
+    assert list(found["categories"]) == ["kind a", "kind b"] and found["category_source"] == str(path)
+    # Where a row that was taken is broken by now, the line is named, of each run.
+    path.write_text("\n".join([rows[2], "{", *rows[:2]]), encoding="utf-8")
     assert compare_runs(one, other)["categories"] == {}
+    assert f"not known: {one}: {path}:2: " in caplog.text and f"; {other}: {path}:2: " in caplog.text
+    # What nobody could have begun a run with is no run's configuration.
+    (one / "config.yaml").write_text(json.dumps({"data": {"init_args": given | {"question_end": "3"}}}))
+    with pytest.raises(UserError, match="config.yaml: data.question_end is a str, not a whole number"):
+        compare_runs(one, other)
 
 
 def test_categories_of_the_caller_and_of_the_answers(tmp_path: Path) -> None:
