@@ -49,8 +49,13 @@ def _stretched(rope: dict[str, Any], stated: int, of_a_layer: bool) -> int:
     return stated
 
 
-def check_context(config: PreTrainedConfig, wanted: int | None) -> int | None:
+def check_context(config: PreTrainedConfig, wanted: int | None, option: str = "model.context") -> int | None:
     """Return the context that a run reckons with: the wanted one, or the model's own where none is given.
+
+    Args:
+        config: of the model.
+        wanted: a number of tokens, or None.
+        option: what the user gave it by, for the messages.
 
     Raises:
         UserError: It is not positive, or beyond a table of positions, behind which there is nothing to look up.
@@ -59,15 +64,15 @@ def check_context(config: PreTrainedConfig, wanted: int | None) -> int | None:
     if wanted is None:
         return own
     if isinstance(wanted, bool) or wanted < 2:
-        raise UserError(f"model.context must be at least 2, found {wanted}")
+        raise UserError(f"{option} must be at least 2, found {wanted}")
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     if own is not None and wanted > own and rope.get("rope_type") == "dynamic":
         raise UserError(
-            f"model.context is {wanted}, but from {own} tokens on the frequencies of this dynamic rotary embedding "
+            f"{option} is {wanted}, but from {own} tokens on the frequencies of this dynamic rotary embedding "
             "change with the length, so that cached decoding is not what the model computes"
         )
     if own is not None and wanted > own and not rope:
-        raise UserError(f"model.context is {wanted}, but this {config.model_type} has a table of {own} positions only")
+        raise UserError(f"{option} is {wanted}, but this {config.model_type} has a table of {own} positions only")
     return wanted
 
 

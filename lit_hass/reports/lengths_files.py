@@ -13,7 +13,7 @@ from lit_hass.errors import UserError
 from lit_hass.models.folders import TOKENIZER_FILES
 from lit_hass.records import ensure_writable, to_json, write_text
 from lit_hass.records.json_lines import parse_json, read_bytes
-from lit_hass.reports.lengths_recommendation import show_bytes
+from lit_hass.reports.lengths_recommendation import context_text, show_bytes
 from lit_hass.terminal import one_line
 
 _TOKENIZER_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json")
@@ -50,8 +50,13 @@ def predict_config(report: dict[str, Any]) -> str:
     if found["batch_size"] is not None:
         data["batch_size"] = found["batch_size"]
     parts = [_comments(report, f"predict {_PREDICT[report['kind']]}")]
+    model = ""
     if found["gen_length"] is not None:
-        parts.append(f"model:\n  init_args:\n    # gen_length\n    max_new_tokens: {found['gen_length']}\n")
+        model += f"    # gen_length\n    max_new_tokens: {found['gen_length']}\n"
+    if report["context_given"]:
+        model += f"    context: {report['context']}\n"
+    if model:
+        parts.append(f"model:\n  init_args:\n{model}")
     if data:
         parts.append(_data(data))
     return "".join(parts)
@@ -82,6 +87,8 @@ def _comments(report: dict[str, Any], command: str) -> str:
         cut = "" if report["limit"] is None else f", {report['lengths']['answer']['cut_rate']:.2%} cut"
         lines.append(f"answers: {report['answers_from']}{limit}{cut}")
     lines.append(f"coverage {report['coverage']:g}")
+    if report["context_given"]:
+        lines.append(context_text(report))
     for name, figures in report["lengths"].items():
         if figures["count"]:
             shown = ", ".join(

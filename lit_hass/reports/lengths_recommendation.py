@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from lit_hass.errors import RunError, UserError
 from lit_hass.metrics.functional.token_lengths import LengthHistogram, show_length
@@ -77,7 +78,7 @@ def recommend_lengths(
         raise RunError(
             f"prompts of {prompt} and answers of {gen_length or 0} tokens are {whole}, more than the model's context "
             f"of {context}; with such answers {share:.2%} of the prompts fit: lower --coverage, drop shots, or take a "
-            "model with a longer context"
+            "model with a longer context (--context N where it takes more than its configuration says)"
         )
     return Lengths(prompt, gen_length, whole)
 
@@ -103,6 +104,15 @@ def _censored(answers: LengthHistogram, coverage: float, limit: int | None, prom
         f"gen_length {hit} too small: {answers.cut_rate:.1%} of {answers.n} generations hit the limit, "
         f"{1 - coverage:.2%} may for a coverage of {coverage:g}; {again}{held}"
     )
+
+
+def context_text(report: dict[str, Any]) -> str:
+    """What a report's recommendation reckons with, and where that comes from."""
+    text = f"the model's context: {report['context']}"
+    if not report["context_given"]:
+        return text
+    own = report["context_of_model"]
+    return f"{text}, given by --context; its configuration says {'nothing' if own is None else own}"
 
 
 def _round_up(length: float) -> int:

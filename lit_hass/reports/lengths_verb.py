@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--coverage", type=float, default=0.999, metavar="SHARE", help="of texts that keep to the limits (default: "
         "%(default)s)")  # fmt: skip
     add("--model", metavar="PATH", help="model whose memory and context count (default: that of --tokenizer)")
+    add("--context", type=int, metavar="N", help="tokens that the model takes, where its configuration names another "
+        "context (as model.context; default: the configuration's)")  # fmt: skip
     add("--memory", metavar="SIZE", help="of the device, such as 24GiB; recommends a batch")
     add("--dtype", default="auto", help="of weights and cache (default: auto, which is float32 on a CPU and the "
         "checkpoint's own on a GPU)")  # fmt: skip
@@ -79,9 +81,9 @@ def lengths(args: list[str]) -> int:
     options = _parser().parse_args(args)
     if not 0 < options.coverage <= 1:
         raise UserError(f"--coverage must lie above 0 and be at most 1, found {options.coverage}")
-    for name in ("gen_length", "limit"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    for name, least in (("gen_length", 1), ("limit", 1), ("context", 2)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
     memory = None if options.memory is None else parse_bytes(options.memory)
     if options.verify and memory is None:
         raise UserError("--verify runs the batch that fits into --memory, which is not given")
@@ -140,7 +142,7 @@ def _print(draw: Any, console: Console) -> None:
 def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
     """The report so far, the samples, and the model's configuration (None without a model)."""
     from lit_hass.data.commonsense_qa_questions import SHIPPED, commonsense_qa_file
-    from lit_hass.models import context_length, load_config, load_tokenizer, resolve_base
+    from lit_hass.models import check_context, context_length, load_config, load_tokenizer, resolve_base
     from lit_hass.reports.lengths_run import add_run
     from lit_hass.reports.lengths_samples import PromptSettings, file_digest, read_samples
 
@@ -154,6 +156,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
         config = load_config(source)
     elif options.memory is not None:
         raise UserError(f"{source} has no config.json: --memory needs a model, give --model PATH")
+    context = options.context if config is None else check_context(config, options.context, "--context")
     settings = PromptSettings(options.template, options.system_prompt, options.n_shot)
     samples = read_samples(options.questions, tokenizer, settings)
     if options.run is not None:
@@ -189,7 +192,9 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
             "answers_from": samples.answers_from,
             "limit": samples.limit,
             "coverage": options.coverage,
-            "context": None if config is None else context_length(config),
+            "context": context,
+            "context_given": options.context is not None,
+            "context_of_model": None if config is None else context_length(config),
             "lengths": {name: histogram.summary() for name, histogram in names.items()},
             "original": {
                 "max_total": longest.total,

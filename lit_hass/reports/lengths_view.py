@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lit_hass.reports.lengths_recommendation import USABLE, show_bytes
+from lit_hass.reports.lengths_recommendation import USABLE, context_text, show_bytes
 
 _COLUMNS = ("count", "mean", "p50", "p95", "p99", "p99.9", "max", "cut_rate")
 
@@ -45,7 +45,7 @@ def print_recommendation(report: dict[str, Any], console: Console) -> None:
     limits = f"prompt {found['prompt_budget']}"
     if found["gen_length"] is not None:
         limits += f" + gen_length {found['gen_length']} = max_length {found['max_length']}"
-    context = "" if report["context"] is None else f" (the model's context: {report['context']})"
+    context = "" if report["context"] is None else f" ({context_text(report)})"
     console.print(Text(f"covering {report['coverage']:.5g} of them: {limits}{context}", style="bold"))
     padding = report["padding"]
     sizes = f"{padding['batch_size']}"

@@ -235,6 +235,27 @@ def test_limits_load_in_the_configurations_that_they_name(door, tiny_base, kind)
     check_named(door, (*args, "--fit-out", "f.yaml"), "f.yaml")
 
 
+def test_a_context_that_is_given_is_reckoned_with_and_said(door, tiny_base, questions):
+    """The configuration names 512 tokens; the model's rotary positions go on behind."""
+    args = ("--questions", questions(2, reference=None), "--tokenizer", tiny_base, "--gen-length", 600)
+    why = "the model's context: 1024, given by --context; its configuration says 512"
+    refused = door("lengths", *args, "--out", "o.yaml")
+    assert refused.status == 2 and "leaves no room for a prompt in the model's context of 512" in refused.err
+    result = door("lengths", *args, "--context", 1024, "--out", "o.yaml")
+    assert result.status == 0 and f"({why})" in " ".join(result.out.split()), result.err
+    assert f"# {why}\n" in Path("o.yaml").read_text()
+    # predict, too, is told, so that it takes the limits
+    assert yaml.safe_load(Path("o.yaml").read_text())["model"]["init_args"] == {"max_new_tokens": 600, "context": 1024}
+    check_named(door, (*args, "--context", 1024, "--overwrite", "--out", "o.yaml"), "o.yaml")
+    found = report(door, *args, "--context", 1024)
+    assert (found["context"], found["context_given"], found["context_of_model"]) == (1024, True, 512)
+    own = report(door, *args[:-1], 8)
+    assert (own["context"], own["context_given"], own["context_of_model"]) == (512, False, 512)
+    assert door("lengths", *args[:-1], 8, "--overwrite", "--out", "o.yaml").status == 0
+    assert yaml.safe_load(Path("o.yaml").read_text()) == {"model": {"init_args": {"max_new_tokens": 8}}}
+    assert "the model's context" not in Path("o.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
@@ -247,6 +268,9 @@ def test_limits_load_in_the_configurations_that_they_name(door, tiny_base, kind)
         (["--n-shot", "none.txt"], 2, "none.txt: no such n-shot file"),
         (["--gen-length", "511"], 1, "more than the model's context of 512"),
         (["--gen-length", "600"], 2, "leaves no room for a prompt in the model's context of 512"),
+        (["--gen-length", "511"], 1, "--context N where it takes more than its configuration says"),
+        (["--context", "1"], 2, "--context must be at least 2"),
+        (["--gen-length", "60", "--context", "60"], 2, "leaves no room for a prompt in the model's context of 60"),
         (["--gen-length", "8", "--memory", "20KiB"], 1, "one row of"),
         (["--gen-length", "8", "--memory", "1GiB", "--dtype", "float7"], 2, "unknown dtype"),
         (["--out", "there.yaml"], 2, "there.yaml: exists; give --overwrite"),
