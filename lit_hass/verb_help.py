@@ -9,13 +9,16 @@ _RUN = """\
   -c FILE                    a configuration; any number of times, later ones win, and options win over all
   --trainer.logger.init_args.version N
                              run folder version_N; one that is there is resumed
-  --trainer.accelerator cpu|gpu, --trainer.devices N, --trainer.precision P
+  --trainer.accelerator cpu|gpu, --trainer.devices N
   --seed_everything N        the run's seed
   --print_config=skip_unset  print the whole configuration, every key of which is an option, and end
   --model.help CLASS, --data.help CLASS
                              the options of a module or a DataModule
   --help-all                 every option of the Trainer too
 """
+
+#: Of verbs that train, or validate what is trained; the others compute in ``model.dtype`` and refuse any other.
+_PRECISION = "  --trainer.precision P      of training: 32-true, bf16-mixed, ...\n"
 
 _ANSWERING = """\
   --model.base PATH          base model: a folder, a hub id, or a shipped name (html_to_tsv)
@@ -47,18 +50,20 @@ _TEXTS = {
     "fit": (
         "Train a base model or a draft; the configuration says which.",
         "  --trainer.max_steps N      optimiser steps\n"
-        "  --ckpt_path last           go on with a stopped training (and name its version)\n",
+        + _PRECISION
+        + "  --ckpt_path last           go on with a stopped training (and name its version)\n",
         "lit-hass fit -c configs/train_draft.yaml --model.base BASE --data ConversationDataModule --data.path FILE",
     ),
     "test": (
         "Measure a model, such as its perplexity by every protocol.",
         "  --model.base PATH          base model: a folder, a hub id, or a shipped name\n"
+        "  --model.dtype D            auto, float32, bfloat16 or float16\n"
         "  --data.path FILE           the text\n",
         "lit-hass test -c configs/perplexity.yaml --model.base BASE --data.path FILE",
     ),
     "validate": (
         "Validate a module on its DataModule.",
-        "  --ckpt_path FILE           weights to validate\n",
+        "  --ckpt_path FILE           weights to validate\n" + _PRECISION,
         "lit-hass validate -c configs/train_draft.yaml",
     ),
 }

@@ -61,7 +61,7 @@ def test_every_option_that_a_verb_s_help_names_is_one(verb, capsys):
     text = capsys.readouterr().out
     assert text.count("\n") < 40
     options = re.findall(r"--[a-z_.]+(?= [A-Z])", text)
-    values = {"model.dtype": "float32", "data.questions": "html_to_tsv", "trainer.precision": "32-true"}
+    values = {"model.dtype": "float32", "data.questions": "html_to_tsv"}
     words = ("base", "draft")
     known = [option for option in options if not option.endswith(".help")]
     assert len(known) > 15
@@ -71,6 +71,21 @@ def test_every_option_that_a_verb_s_help_names_is_one(verb, capsys):
         main([verb, *config, *given, "--print_config"])
     assert ended.value.code == 0
     assert "top_k: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "test", "fit", "validate"])
+def test_a_verb_s_help_names_the_option_that_decides_its_numbers_dtype(verb, capsys, monkeypatch, tmp_path):
+    """A precision of the Trainer where it is one's to choose, and the weights' dtype where that would be refused."""
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    trains = verb in ("fit", "validate")
+    assert ("--trainer.precision P" in text, "--model.dtype D" in text) == (trains, not trains)
+    monkeypatch.chdir(tmp_path)
+    configs = {"test": "perplexity", "predict": "generate_baseline"}
+    config = ["-c", str(CONFIGS / f"{configs[verb]}.yaml")] if verb in configs else []
+    if not trains:
+        assert main([verb, *config, "--trainer.precision", "bf16-mixed", "--trainer.accelerator", "cpu"]) == 2
+        assert "use --model.dtype bfloat16" in capsys.readouterr().err
 
 
 def test_what_is_missing_and_what_is_unknown_is_told_with_a_way_on(capsys):
