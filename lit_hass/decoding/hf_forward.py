@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lit_hass.decoding.forward import BaseForward, KVCache
 from lit_hass.errors import UserError
-from lit_hass.models import find_decoder
+from lit_hass.models.decoder import find_decoder, same_order
 
 
 class HFCache(KVCache):
@@ -142,19 +142,12 @@ class HFForward(BaseForward):
                     if _agree(found, expected, allowed):
                         self.output_device = found.device
                         # A scale or a cap leaves the order of the logits; a layer in between (BERT's) does not.
-                        self.collects = len(heads) == 2 and (head is layer or _one_order(layer(hidden), found))
+                        self.collects = len(heads) == 2 and (head is layer or same_order(layer(hidden), found))
                         return head
         raise UserError(
             f"{type(self.model).__name__}: its logits cannot be reproduced from its last hidden state, "
             "so this kind of model cannot be decoded here"
         )
-
-
-def _one_order(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether one set of logits ``[1, T, V]`` is a rising function of the other, in each row."""
-    rounding = 8 * torch.finfo(theirs.dtype).eps * float(theirs.abs().max())
-    steps = theirs.float().gather(-1, ours.float().argsort(dim=-1).to(theirs.device)).diff(dim=-1)
-    return bool(steps.min() >= -rounding)
 
 
 def _agree(logits: Tensor, expected: Tensor, allowed: float) -> bool:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from inspect import signature
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from lit_hass.errors import UserError
-from lit_hass.models import find_decoder
+from lit_hass.models.decoder import find_decoder, same_order
 from lit_hass.numerics import plain_numbers
+
+#: Models whose output layer was found to read what is returned; two forwards of a few tokens tell.
+_READ: WeakSet[Any] = WeakSet()
 
 
 @plain_numbers()
@@ -38,7 +42,7 @@ def extract_features(
     Raises:
         TypeError: the model is an encoder-decoder, or what was found has not the output layer's input width.
         ValueError: shapes that do not fit.
-        UserError: no such layer.
+        UserError: no such layer, or an output layer that does not read the last hidden states as they are.
     """
     if input_ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != input_ids.shape):
         shape = None if attention_mask is None else tuple(attention_mask.shape)
@@ -51,6 +55,9 @@ def extract_features(
     decoder = causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
     if decoder is causal and causal.get_output_embeddings() is not None:  # it names a part that it does not have
         decoder = find_decoder(causal)[1]
+    if layer == -1 and causal not in _READ:
+        _check_read(causal, decoder)
+        _READ.add(causal)
     device = causal.get_input_embeddings().weight.device
     ids = input_ids.to(device)
     real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.to(device).bool()
@@ -64,12 +71,27 @@ def extract_features(
             **_positions(decoder, real),
         )
     hidden = output.last_hidden_state if layer == -1 else _layer(output.hidden_states, layer)
-    head: Any = causal.get_output_embeddings()
-    if layer == -1 and (head is None or hidden.shape[-1] != head.weight.shape[1]):
-        width = "no output layer" if head is None else f"an output layer that reads {head.weight.shape[1]}"
-        raise TypeError(f"{type(causal).__name__}: found features of width {hidden.shape[-1]} and {width}")
     pairs = (real[:, 1:] & real[:, :-1]).to(hidden.device)
     return hidden[:, :-1][pairs], ids[:, 1:].to(hidden.device)[pairs]
+
+
+def _check_read(causal: Any, decoder: Any) -> None:
+    """Refuse a model whose output layer reads something else than the decoder's last hidden states."""
+    name, embeddings = type(causal).__name__, causal.get_input_embeddings()
+    ids = torch.arange(4, device=embeddings.weight.device)[None] % embeddings.weight.shape[0]
+    head: Any = causal.get_output_embeddings()
+    with torch.no_grad():
+        hidden = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+        if head is None or hidden.shape[-1] != head.weight.shape[1]:
+            width = "no output layer" if head is None else f"an output layer that reads {head.weight.shape[1]}"
+            raise TypeError(f"{name}: found features of width {hidden.shape[-1]} and {width}")
+        logits = causal(input_ids=ids, use_cache=False).logits
+        ours = head(hidden)
+    if ours.shape != logits.shape or not same_order(ours, logits):
+        why = "it is in training mode, so call eval()" if causal.training else "measure other layers with layer=N"
+        raise UserError(
+            f"{name}: no features can be collected, as its output layer does not read its last hidden states; {why}"
+        )
 
 
 def _positions(decoder: Any, real: Tensor) -> dict[str, Tensor]:

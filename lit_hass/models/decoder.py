@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_hass.errors import UserError
 
@@ -32,6 +32,17 @@ def find_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     raise UserError(
         f"{type(model).__name__}: which of its parts is the decoder is not known, so it cannot be taken apart"
     )
+
+
+def same_order(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether one set of logits ``[1, T, V]`` is a rising function of the other in each row, up to rounding.
+
+    So are an output layer's plain product and what a model makes of it by a scale or a cap; not, where the model puts a
+    layer between its decoder and its output layer (BERT's transform).
+    """
+    rounding = 8 * torch.finfo(theirs.dtype).eps * float(theirs.abs().max())
+    steps = theirs.float().gather(-1, ours.float().argsort(dim=-1).to(theirs.device)).diff(dim=-1)
+    return bool(steps.min() >= -rounding)
 
 
 def output_device(model: PreTrainedModel) -> torch.device:

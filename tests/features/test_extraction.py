@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -98,6 +100,44 @@ def test_models_without_such_features_are_refused():
         extract_features(nn.Linear(2, 2), torch.tensor([[5, 6]]))
     with pytest.raises(ValueError, match=r"must be \[B, L\]"):
         extract_features(build("llama"), torch.tensor([5, 6]))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_rows_that_the_output_layer_does_not_read_are_refused(kind):
+    """Their widths fit; a transform stands between decoder and output layer."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 24, "is_decoder": True, "pad_token_id": 0}  # fmt: skip
+    more = {"embedding_size": 16} if kind == "electra" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    for _ in range(2):
+        with pytest.raises(UserError, match="its output layer does not read its last hidden states; measure other la"):
+            extract_features(model, ids)
+    # Layers that nobody takes for what the output layer reads are there as ever.
+    assert torch.equal(extract_features(model, ids, layer=1)[0], one_by_one(model, ids.tolist(), 1)[0])
+
+
+@pytest.mark.parametrize("kind", ["cohere", "granite", "gemma2"])
+def test_a_scale_or_a_cap_behind_the_output_layer_refuses_nothing(kind):
+    torch.manual_seed(0)
+    more = {"cohere": {"logit_scale": 0.25}, "granite": {"logits_scaling": 4.0}, "gemma2":
+            {"final_logit_softcapping": 3.0, "head_dim": 8}}[kind]  # fmt: skip
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "intermediate_size": 24, "pad_token_id": 0}  # fmt: skip
+    config = AutoConfig.for_model(kind, **sizes, **more)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        features, _ = extract_features(model, torch.tensor([[5, 6, 7]]))
+        assert torch.equal(features, one_by_one(model, [[5, 6, 7]])[0])
+
+
+def test_dropout_is_named_where_it_is_what_differs():
+    model = build("gpt2").train()
+    with pytest.raises(UserError, match="training mode, so call eval"):
+        extract_features(model, torch.tensor([[5, 6, 7]]))
+    model.eval()
+    assert extract_features(model, torch.tensor([[5, 6, 7]]))[0].shape == (2, 16)
 
 
 def test_special_tokens_as_tokenizers_know_them(tsv_tokenizer):
