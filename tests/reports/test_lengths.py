@@ -102,5 +102,6 @@ def test_no_file_is_written_where_one_of_them_cannot_be(tmp_path: Path) -> None:
 REPORT = {
     "file": "q.jsonl", "kind": "questions", "file_sha256": "0", "tokenizer": "t", "tokenizer_sha256": "0",
     "n_shot": None, "answers_from": None, "limit": None, "coverage": 0.999, "lengths": {}, "memory": None, "notes": [],
+    "context": None, "context_given": False,
     "recommendation": {"max_length": 24, "gen_length": 8, "prompt_budget": 16, "batch_size": None},
 }  # fmt: skip
