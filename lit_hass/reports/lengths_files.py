@@ -22,7 +22,7 @@ _TOKENIZER_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "ch
 #: The configurations whose settings the files name, and what goes before them on the command line.
 _PREDICT = {"questions": "-c configs/generate_hass.yaml", "commonsense_qa": "-c configs/rationale.yaml"}
 _FIT = {
-    "questions": "-c configs/train_draft.yaml --data ConversationDataModule --data.path FILE",
+    "questions": "-c configs/train_draft.yaml --data.path FILE",
     "commonsense_qa": "-c configs/train_rationale.yaml",
     "completions": "-c configs/train_rationale.yaml",
     "text": "-c configs/train_base.yaml -c configs/data/text.yaml",
@@ -66,11 +66,14 @@ def fit_config(report: dict[str, Any]) -> str:
     """The YAML that ``lit-hass fit -c ... -c FILE`` takes; training's memory is another, so it names no batch."""
     # Plain text is cut into blocks, everything else has rows.
     key = "block_size" if report["kind"] == "text" else "max_length"
-    return _comments(report, f"fit {_FIT[report['kind']]}") + _data({key: report["recommendation"]["max_length"]})
+    # Files are read before options, so the class that has the setting is named here, where the configuration's is not.
+    of = "lit_hass.data.ConversationDataModule" if report["kind"] == "questions" else None
+    return _comments(report, f"fit {_FIT[report['kind']]}") + _data({key: report["recommendation"]["max_length"]}, of)
 
 
-def _data(settings: dict[str, int]) -> str:
-    return "data:\n  init_args:\n" + "".join(f"    {key}: {value}\n" for key, value in settings.items())
+def _data(settings: dict[str, int], of: str | None = None) -> str:
+    name = "" if of is None else f"  class_path: {of}\n"
+    return f"data:\n{name}  init_args:\n" + "".join(f"    {key}: {value}\n" for key, value in settings.items())
 
 
 def _comments(report: dict[str, Any], command: str) -> str:
