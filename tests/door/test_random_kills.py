@@ -29,12 +29,10 @@ pytestmark = pytest.mark.slow
 
 VERSION = ("--trainer.logger.init_args.version", 0)
 DDP = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
-#: Parts of the names of what is a time, follows from times, or is drawn anew by each process.
+#: Parts of the names of what is a time, follows from times, is drawn anew by each process, or is the machine's load.
 TIMES = (
     "time", "second", "tstamp", "answer_id", "speed", "memory", "environment", "bytes", "peak", "throughput", "ratio",
-    "cost_model", "notes", "headline",
-    # a line through the logarithms of eigenvalues that may be nothing but rounding
-    "alpha_req",
+    "cost_model", "notes", "headline", "load",
 )  # fmt: skip
 #: Known of the batches that one process has made itself.
 OF_BATCHES = {"padding_waste"}
