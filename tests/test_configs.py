@@ -75,7 +75,14 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
             result = door("fit", *files, *more)
         case "DraftTrainingModule":
             more = [*SMALL_FIT, "--model.base", tiny_base, "--model.validation_max_new_tokens", 8]
-            more += ["--model.validation_prompts", 2, "--data.tokens_per_batch", 64, "--data.validation", 2]
+            more += ["--model.validation_prompts", 2]
+            if name == "train_draft_smollm2.yaml":
+                rows = tmp_path / "dialogues.jsonl"
+                talk = '{"question_id": %d, "turns": ["1 2"], "reference": ["3 4 5 6"]}\n'
+                rows.write_text("".join(talk % number for number in range(60)), encoding="utf-8")
+                more += ["--data.path", rows, "--data.batch_size", 2]
+            else:
+                more += ["--data.tokens_per_batch", 64, "--data.validation", 2]
             if name == "train_draft_refine.yaml":
                 DraftModel.from_base(load_base(tiny_base)).save_pretrained(tmp_path / "draft")
                 more += ["--model.draft", tmp_path / "draft"]

@@ -112,13 +112,12 @@ def _parse_question(obj: dict[str, Any]) -> Question:
             'question_id is missing; a row is {"question_id": 1, "turns": ["..."]}, or has conversations (ShareGPT), '
             "messages (the hub) or instruction (Alpaca)"
         )
-    question_id = obj["question_id"]
-    if not is_question_id(question_id):
-        raise ValueError(f"question_id must be an integer or a non-blank string, found {_show(question_id)}")
-    category = _category(obj.get("category"))
+    question_id, category = obj["question_id"], _category(obj.get("category"))
     for key, text in (("question_id", question_id), ("category", category)):
         if isinstance(text, str) and (fault := name_fault(text)):
             raise ValueError(f"{key} {fault}")
+    if not is_question_id(question_id):
+        raise ValueError(f"question_id must be an integer or a non-blank string, found {_show(question_id)}")
     if "turns" not in obj:
         raise ValueError("turns is missing")
     turns = _strings("turns", obj["turns"])

@@ -87,6 +87,9 @@ def _is_report(report: Any) -> bool:
     parts = ("protocols", "text", "tokenizer", "model")
     if not isinstance(report, dict) or not all(isinstance(report.get(name), dict) for name in parts):
         return False
+    environment = report.get("environment") or {}
+    if not isinstance(environment, dict) or not isinstance(environment.get("packages") or {}, dict):
+        return False
     text, tokenizer, gaps = report["text"], report["tokenizer"], report.get("gaps")
     if not {"sha256", "name"} <= text.keys() or "base" not in report["model"] or "sha256" not in tokenizer:
         return False

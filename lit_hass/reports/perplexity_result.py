@@ -47,7 +47,7 @@ def perplexity_report(
     """
     protocols = {
         name: _protocol(
-            planned, outcomes[planned["plan"]], description, not (name in HALF_SOFTMAX and model["dtype"] in HALF)
+            planned, outcomes[planned["plan"]], description, not (name in HALF_SOFTMAX and model.get("dtype") in HALF)
         )
         for name, planned in description["protocols"].items()
     }

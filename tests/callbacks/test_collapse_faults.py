@@ -30,7 +30,7 @@ def change_generation(monkeypatch, change):
 
 
 def rows_of_one(call, found):
-    if call == 2:
+    if call == 3:  # the first is the proof before the first answer
         found[0].features.features[3:5] = torch.nan
 
 

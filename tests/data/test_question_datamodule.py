@@ -53,7 +53,8 @@ def test_a_prompt_that_fills_the_context(file, tiny_base, tsv_tokenizer) -> None
     path = file("fits", ";" * 510, "x")
     message = refused(QuestionDataModule(path), tiny_base)
     assert message == (
-        f"{path}:2: question 2 has a prompt of 512 tokens, which leaves no room in the model's context of 512"
+        f"{path}:2: question 2 has a prompt of 512 tokens, which leaves no room in the model's context of 512 "
+        "(--model.context, if the model takes more)"
     )
     QuestionDataModule(file(";" * 509)).check(Answering(tiny_base))
 

@@ -518,9 +518,9 @@ def test_rotary_settings_for_each_kind_of_layer(folder, base):
     ("config", "text"),
     [
         ({"hidden_act": "swiglu"}, "hidden_act 'swiglu' is unknown"),
-        ({"hidden_act": ["silu"]}, "hidden_act ['silu'] is unknown"),
-        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
-        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
+        ({"hidden_act": ["silu"]}, "hidden_act is a list, not a string"),
+        ({"rope_scaling": "linear"}, "rope_scaling is a str, not an object"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is a str, not a finite number"),
     ],
 )
 def test_settings_that_cannot_be_used(folder, base, config, text):

@@ -13,7 +13,8 @@ from lit_hass.reports import distribution, environment, generation_statistics
 def turn(tokens=4, prefill=0.5, decode=1.5, rows=1, share=None, match=None, reason="stop", prompt=7) -> TurnRecord:
     share = (prefill + decode) / rows if share is None else share
     ids, wall = list(range(tokens)), prefill + decode
-    return TurnRecord("x", ids, wall, tokens, (), prefill, decode, reason, None, prompt, rows, share, match)
+    more = {"prompt_tokens": prompt, "batch_rows": rows, "time_share": share, "exact_match": match}
+    return TurnRecord("x", ids, wall, tokens, (), prefill, decode, reason, **more)
 
 
 def answer(question_id, *choices, memory=None):

@@ -199,7 +199,7 @@ def test_of_several_answers_of_the_original_scripts_the_last_counts(tmp_path: Pa
     later = json.loads(json.dumps(lines))
     for i, each in enumerate(later):
         each["choices"][0]["wall_time"] = [0.1 * (i + 1), 0.2]
-        each["choices"][0]["accept_length"] = [5, 5, i]
+        each["choices"][0]["accept_length"] = [4, 4, i]
     last = json.loads(json.dumps(later[1]))
     last["choices"][0]["wall_time"] = [9.0, 9.0]
     appended = write_lines_to(tmp_path / "appended.jsonl", [*lines, *later, last])

@@ -26,6 +26,8 @@ class AsIfDrafted(GenerationModule):
         plain = self.decoder
 
         class Decoder:
+            forward = plain.forward
+
             def generate(self, *args, **kwargs):
                 return [self.marked(g) for g in plain.generate(*args, **kwargs)]
 
