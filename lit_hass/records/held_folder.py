@@ -57,6 +57,8 @@ class HeldFolder:
             return
         mark = read_mark(self.folder)
         if mark is None:
+            if self.verb == "fit" and not resumes and any(self.folder.glob("checkpoints/*.ckpt")):
+                raise UserError(self._stopped)
             if run.key.exists() or self._was_made_before_marks(found, resumes):  # or by the library
                 return
             shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
@@ -68,7 +70,11 @@ class HeldFolder:
         if not resumes and mark["finished"]:
             raise UserError(f"{self.folder}: holds a finished run; {self.other}")
         if not resumes and any(self.folder.glob("checkpoints/*.ckpt")):
-            raise UserError(f"{self.folder}: holds the checkpoints of a run that was stopped; {self.other}")
+            raise UserError(self._stopped)
+
+    @property
+    def _stopped(self) -> str:
+        return f"{self.folder}: holds the checkpoints of a run that was stopped; {self.other}"
 
     def _was_made_before_marks(self, found: list[str], resumes: bool) -> bool:
         """Whether files that carry no mark are those of a run of this verb all the same, to go on with or do anew."""
