@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -147,6 +148,8 @@ class LitHassCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; its checkpoints are atomic, and ranks that have met wait as long as a run may take.
 
+        A timeout that the user gave the strategy stays, for both.
+
         Raises:
             UserError: settings that Lightning or this machine cannot serve.
         """
@@ -154,7 +157,7 @@ class LitHassCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise trainer_error(error, self.config[self.subcommand].trainer) from error
-        if isinstance(trainer.strategy, DDPStrategy):
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
             trainer.strategy._timeout = MEETING_TIMEOUT
             trainer.callbacks.insert(0, _Patience())  # type: ignore[attr-defined]
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves nothing, and these would save their last
@@ -173,9 +176,10 @@ class LitHassCLI(LightningCLI):
         except RuntimeError as error:
             if not _never_met(error):
                 raise
+            timeout = getattr(self.trainer.strategy, "_timeout", None) or MEETING_TIMEOUT
             raise RunError(
-                f"the processes of this run did not meet within {MEETING_TIMEOUT.total_seconds() / 60:g} minutes: one "
-                f"of them ended before, and what it said itself is the cause ({str(error).splitlines()[0]})"
+                f"the processes of this run did not meet within {timeout.total_seconds() / 60:g} minutes: one of them "
+                f"ended before, and what it said itself is the cause ({str(error).splitlines()[0]})"
             ) from error
         finally:
             if self._held is not None:

@@ -1,11 +1,15 @@
 """A tree belongs to its pair: shipped sizes for the shipped pair only, and never a part of them."""
 
+import shutil
+
 import pytest
 
 from lit_hass.decoding import TreeConfig
 from lit_hass.errors import UserError
 from lit_hass.models import check_shipped_draft, own_draft, resolve_base, resolve_draft
-from lit_hass.modules import EvaluationModule, GenerationModule
+from lit_hass.modules import EvaluationModule, GenerationModule, RationaleModule
+from lit_hass.star.loop import _longest, star
+from lit_hass.star.settings import Settings
 from lit_hass.tree_arguments import check_tree_arguments
 
 SHIPPED, PUBLISHED = TreeConfig(29, 27, 1, trim=True), TreeConfig(60, 5, 10)
@@ -24,7 +28,7 @@ NAME = "html_to_tsv"
     ],
 )
 def test_the_shipped_tree_is_the_shipped_pair_s_alone(base: str, draft: str | None, tree: TreeConfig) -> None:
-    assert GenerationModule(base, draft).tree == tree
+    assert GenerationModule(base, draft).tree == RationaleModule(base, draft).tree == tree
     assert GenerationModule(base, draft, TreeConfig(6, 4, 1)).tree == TreeConfig(6, 4, 1)
 
 
@@ -55,6 +59,35 @@ def test_a_shipped_draft_is_not_taken_for_another_base(tiny_base) -> None:
 def test_a_part_of_a_tree_is_refused(args: list[str]) -> None:
     with pytest.raises(UserError, match=r"command line gives model\.tree\..*give all three or none"):
         check_tree_arguments(["evaluate", *args])
+
+
+def test_star_refuses_a_part_of_a_tree(tmp_path) -> None:
+    with pytest.raises(UserError, match="give all three or none"):
+        star(["--out", str(tmp_path / "loop"), "--model.draft", NAME, "--model.tree.depth", "3"])
+    assert not (tmp_path / "loop").exists()
+
+
+def test_the_shipped_pair_stays_one_through_the_iterations_of_star(tmp_path, tiny_base) -> None:
+    with pytest.raises(UserError, match="is the draft of the shipped base html_to_tsv, not of"):
+        Settings(["--model.base", str(tiny_base), "--model.draft", NAME])
+    trained = tmp_path / "iter_0" / "checkpoint"
+    shutil.copytree(resolve_base(NAME), trained)
+    for more, tree in (
+        ([], SHIPPED),
+        (["--model.tree", "{total_tokens: 6, depth: 2, top_k: 3}"], TreeConfig(6, 2, 3)),
+    ):
+        settings = Settings(["--model.base", NAME, "--model.draft", NAME, *more])
+        first, second = settings.module(settings.base, 0), settings.module(str(trained), 1)
+        second.check()
+        assert first.tree == second.tree == tree and second.draft == str(resolve_draft(NAME))
+        assert first.resume_settings()["draft"] == GenerationModule(NAME, NAME).resume_settings()["draft"]
+
+
+def test_star_trains_on_no_more_tokens_than_the_run_has_context_for(tiny_base) -> None:
+    given = ["--model.base", str(tiny_base)]
+    assert _longest(Settings(given)) == 512
+    assert _longest(Settings([*given, "--model.context", "40"])) == 40
+    assert _longest(Settings([*given, "--model.context", "40", "--data.max_length", "30"])) == 30
 
 
 def test_whole_trees_and_none_are_taken(tmp_path) -> None:

@@ -112,11 +112,8 @@ class Decoder(ABC):
                 no features.
             RunError: A row has no finite logit.
         """
-        if collect_features and not self.forward.collects:
-            raise UserError(
-                f"{type(self.forward.model).__name__}: no features can be collected, as its output layer does not read "
-                "its last hidden states; it only answers"
-            )
+        if collect_features:
+            self.check_collects()
         limits = check_prompts(self.forward, prompts, max_new_tokens)
         row_seeds = check_seeds(seeds, len(prompts))
         prompts = [prompt.to("cpu", torch.long) for prompt in prompts]
@@ -126,6 +123,18 @@ class Decoder(ABC):
             with plain_numbers(), torch.inference_mode():
                 self._decode(batch, sampling, stop, collect_features)
         return [_finish(row, stop, collect_features, max_new_tokens) for row in rows]
+
+    def check_collects(self) -> None:
+        """Refuse to collect what are no features.
+
+        Raises:
+            UserError: The model's output layer does not read its last hidden states.
+        """
+        if not self.forward.collects:
+            raise UserError(
+                f"{type(self.forward.model).__name__}: no features can be collected, as its output layer does not read "
+                "its last hidden states; it only answers"
+            )
 
     def _batches(self, rows: list[Row]) -> list[list[Row]]:
         if self.forward.pads:

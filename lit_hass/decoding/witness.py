@@ -6,12 +6,15 @@ to the weights, they do not see. And two decoders that share a broken forward ag
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_hass.decoding.forward import BaseForward
 from lit_hass.decoding.rows import Decoder
 from lit_hass.decoding.select_forward import tolerance
 from lit_hass.decoding.speculative import SpeculativeDecoder
@@ -56,7 +59,8 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
         decoder = copy(decoder)  # the run's own first answer shall choose the size of its trees
         decoder.tree = decoder.tree.sized(min(_NODES, decoder.tree.candidates + 1))
     try:
-        answer = decoder.generate([prompt], _TOKENS, collect_features=True)[0]
+        with _collecting(forward):
+            answer = decoder.generate([prompt], _TOKENS, collect_features=True)[0]
     except UserError:  # the run will say of this question what is wrong with it
         return False
     except RunError as error:  # no finite logit: is it the model's?
@@ -85,6 +89,20 @@ def prove(decoder: Decoder, prompt: Tensor) -> bool:
         )
     log.debug("%s: proved on the first prompt, largest difference %.1e", _what(decoder), difference)
     return True
+
+
+@contextmanager
+def _collecting(forward: BaseForward) -> Iterator[None]:
+    """Have hidden states collected even where they are not what the output layer reads.
+
+    A layer may stand between (BERT's), or they are the logits themselves: here only the forward's own head reads them.
+    """
+    before = forward.collects
+    forward.collects = True
+    try:
+        yield
+    finally:
+        forward.collects = before
 
 
 def _turns_by_length(model: PreTrainedModel) -> bool:

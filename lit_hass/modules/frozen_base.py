@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,7 +32,8 @@ class FrozenBase:
         decoder: Decodes it, with the forward of all decoders.
 
     Raises:
-        UserError: Its logits cannot be computed from its last hidden state, or it cannot be decoded.
+        UserError: Its logits cannot be computed from its last hidden state, its output layer does not read that as it
+            is (BERT's has a layer before it), or it cannot be decoded.
     """
 
     def __init__(self, model: PreTrainedModel, cache: FeatureCache | None = None) -> None:
@@ -40,6 +43,11 @@ class FrozenBase:
         self._forward = make_forward(model)
         if not self._forward.features:
             raise UserError(f"{type(model).__name__}: its logits are not to be had from its last hidden state")
+        if not self._forward.collects:
+            raise UserError(
+                f"{type(model).__name__}: no draft can be trained for it, as its output layer does not read its last "
+                "hidden states, which are the features that a draft predicts"
+            )
         self._decoder = find_decoder(model)[1]
         self.decoder = AutoregressiveDecoder(self._forward)
         self.vocab_size = self._forward.vocab_size
@@ -84,8 +92,21 @@ class FrozenBase:
     def scorer(self, draft: DraftModel) -> DraftScorer:
         """The base's logits of the tokens that a draft scores, as `head` gives those of all."""
         found = DraftScorer.of(self._forward, draft)
-        return DraftScorer(lambda rows: found.logits(rows.to(self._forward.dtype)), found.ids)
+        return DraftScorer(lambda rows: self._logits(found.logits, rows), found.ids)
 
     def head(self, rows: Tensor) -> Tensor:
-        """The base's own logits ``[..., V]`` of ``[..., H]`` in float32, differentiable by the rows."""
-        return self._forward.logits(rows.to(self._forward.dtype))
+        """The base's own logits ``[..., V]`` of ``[..., H]`` in float32, differentiable by the rows.
+
+        Where no gradient is asked for (targets, the base's choices, all of validation) they are computed in the base's
+        own dtype, whatever precision the training around it has. Where one is, for the rows that a draft predicts while
+        it trains, the product is autocast as the training's others are: ``train/agreement`` compares such logits with
+        the base's own.
+        """
+        return self._logits(self._forward.logits, rows)
+
+    def _logits(self, head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        rows = rows.to(self._forward.dtype)
+        if torch.is_grad_enabled():
+            return head(rows)
+        with plain_numbers():
+            return head(rows)

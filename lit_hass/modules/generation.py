@@ -120,7 +120,8 @@ class GenerationModule(LightningModule):
         self.decoder: Decoder | None = None
         self._stop_ids: tuple[int, ...] = ()
         self._context: int | None = None
-        self._warm = self._proved = False
+        self._warm = False
+        self._proved: bool | None = None  # None before a prompt was tried
 
     def check(self) -> None:
         """Refuse a base or a draft that cannot be loaded, before anything is loaded.
@@ -178,7 +179,15 @@ class GenerationModule(LightningModule):
 
     def on_predict_start(self) -> None:
         """Each run proves its decoders and warms up anew."""
-        self._warm, self._proved = self.warmup == 0, False
+        self._warm, self._proved = self.warmup == 0, None
+
+    def on_predict_end(self) -> None:
+        """Say so where nothing of the run could prove its decoders."""
+        if self._proved is False:
+            log.warning(
+                "%s: no prompt of this run could be answered so that its decoder could be compared with the base's own "
+                "forward: nothing shows here that its answers are the base's", self.base,
+            )  # fmt: skip
 
     def predict_step(self, batch: QuestionBatch, batch_idx: int) -> list[QuestionOutcome]:
         """Answer all turns and choices of a batch of questions.
@@ -188,6 +197,7 @@ class GenerationModule(LightningModule):
 
         Raises:
             RunError: memory was short, or before the first answer: the decoder does not say what its base says.
+            UserError: a callback wants features, and the base has none to collect.
         """
         if not batch.questions:
             return []
@@ -197,7 +207,13 @@ class GenerationModule(LightningModule):
         return self._run(batch)
 
     def _prove_on(self, batch: QuestionBatch) -> None:
-        """Before the first answer, compare all decoders with the base's own forward on the batch's first prompt."""
+        """Before the first answer, compare all decoders with the base's own forward on the batch's first prompt.
+
+        What a callback wants collected and no prompt could give is refused, once, and not question by question.
+        """
+        if self.collect_features:
+            for decoder in self._all_decoders():
+                decoder.check_collects()
         if self._proved:
             return
         try:

@@ -32,7 +32,7 @@ class RationaleModule(GenerationModule):
     Args:
         base: a `transformers` folder, hub id or shipped name.
         draft: a draft head of that base, which changes the speed and nothing else; None decodes token by token.
-        tree: the sizes of the draft's tree.
+        tree: the sizes of the draft's tree; None takes those of the pair, see `GenerationModule`.
         sampling: how tokens are chosen.
         max_new_tokens: limit for each completion (``gen_length``).
         dtype: of the weights, see `GenerationModule`.
@@ -47,7 +47,7 @@ class RationaleModule(GenerationModule):
         self,
         base: str = "html_to_tsv",
         draft: str | None = None,
-        tree: TreeConfig = TreeConfig(),
+        tree: TreeConfig | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         max_new_tokens: int = 128,
         dtype: str = "auto",

@@ -19,6 +19,9 @@ from lit_hass.records.run_folder import RunFolder
 #: Begins the name of a folder that is made, and removed at once, to see whether one can be.
 PROBE = ".lit-hass-"
 
+#: What compare writes: always the first two.
+_COMPARISON = ("comparison.json", "comparison.md", "comparison.png", "report.html")
+
 
 class HeldFolder:
     """Takes a run's folder for a command, and gives it back; only rank 0 does.
@@ -54,7 +57,9 @@ class HeldFolder:
             return
         mark = read_mark(self.folder)
         if mark is None:
-            if run.key.exists():  # made by the library, or before there were marks
+            if self.verb == "fit" and not resumes and any(self.folder.glob("checkpoints/*.ckpt")):
+                raise UserError(self._stopped)
+            if run.key.exists() or self._was_made_before_marks(found, resumes):  # or by the library
                 return
             shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
             raise UserError(
@@ -65,7 +70,19 @@ class HeldFolder:
         if not resumes and mark["finished"]:
             raise UserError(f"{self.folder}: holds a finished run; {self.other}")
         if not resumes and any(self.folder.glob("checkpoints/*.ckpt")):
-            raise UserError(f"{self.folder}: holds the checkpoints of a run that was stopped; {self.other}")
+            raise UserError(self._stopped)
+
+    @property
+    def _stopped(self) -> str:
+        return f"{self.folder}: holds the checkpoints of a run that was stopped; {self.other}"
+
+    def _was_made_before_marks(self, found: list[str], resumes: bool) -> bool:
+        """Whether files that carry no mark are those of a run of this verb all the same, to go on with or do anew."""
+        if self.verb == "compare":
+            return set(_COMPARISON[:2]) <= set(found) <= set(_COMPARISON)
+        if self.verb == "evaluate":  # has a key in the folder of each method
+            return any(self.folder.glob("*/run_key.json"))
+        return self.verb == "fit" and resumes and any(self.folder.glob("checkpoints/*.ckpt"))
 
     def take(self, resumes: bool, new: bool = False) -> "HeldFolder":
         """Lock the folder, without waiting, and mark it.

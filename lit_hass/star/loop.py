@@ -12,12 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_hass.errors import EXIT_OK, RunError, UserError
 from lit_hass.logs import quiet_libraries
-from lit_hass.models import context_length, load_config, resolve_base
+from lit_hass.models import context_of_run
 from lit_hass.records import HeldFolder, claim, read_object, to_jsonable, write_json, write_text
 from lit_hass.records.predictions import Prediction, PredictionFolder, kept_of, write_kept
 from lit_hass.reports.rationale_statistics import rates, rationale_summary
 from lit_hass.star.passes import on_first_rank, predict_pass, train_on
 from lit_hass.star.settings import Settings
+from lit_hass.tree_arguments import check_tree_arguments
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def star(args: list[str]) -> int:
         RunError: nothing was answered correctly, or a pass or a training failed.
     """
     quiet_libraries()
+    check_tree_arguments(args)
     settings = Settings(args)
     key = _check(settings)
     if not on_first_rank():
@@ -144,8 +146,9 @@ def _unfiltered(predictions: Sequence[Prediction], count: int, seed: int) -> lis
 
 
 def _longest(settings: Settings) -> int:
+    """Tokens of a completion and its prompt that are trained on: no more than can be asked."""
     limit = settings.namespace.data.init_args.max_length
-    return limit or context_length(load_config(resolve_base(settings.base))) or 2**31
+    return limit or context_of_run(settings.module(settings.base, 0)) or 2**31
 
 
 def _finish(settings: Settings, folder: Path, record: dict[str, Any]) -> None:

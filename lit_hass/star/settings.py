@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lit_hass.configured import with_hint
 from lit_hass.data.commonsense_qa_datamodule import CommonsenseQADataModule
 from lit_hass.errors import UserError
+from lit_hass.models import check_shipped_draft, resolve_draft
 from lit_hass.modules.rationale import RationaleModule
 
 Restart = Literal["base", "previous"]
@@ -151,11 +152,16 @@ class Settings:
         self.fit: FitSettings = made.fit
         self.trainer: TrainerSettings = made.trainer
         self.base: str = made.model.base
+        # The draft and the tree of the base are those of what is trained from it, whose folders have other names.
+        self._pair: dict[str, Any] = {}
+        if made.model.draft is not None:
+            check_shipped_draft(self.base, made.model.draft)
+            self._pair = {"draft": str(resolve_draft(made.model.draft)), "tree": asdict(made.model.tree)}
         self._data: dict[str, CommonsenseQADataModule] = {}
 
     def module(self, base: str, iteration: int) -> RationaleModule:
         """The module of one pass."""
-        made = self._make("model", base=base)
+        made = self._make("model", base=base, **self._pair)
         made.iteration, made.seed = iteration, self.seed
         return made
 

@@ -76,6 +76,8 @@ def test_a_family_is_decoded_as_its_own_forward_does(family):
     if family in TRANSFORMED:  # collapse metrics would compare them with rows of the output layer
         with pytest.raises(UserError, match="its output layer does not read its last hidden states"):
             decoder.generate(PROMPTS, 8, collect_features=True)
+        with pytest.raises(UserError, match="no draft can be trained for it, as its output layer does not read"):
+            FrozenBase(model)
     found = decoder.generate(PROMPTS, 8, collect_features=decoder.forward.collects)
     assert [one.output_ids.tolist() for one in found] == wanted
     stop = (wanted[1][2], wanted[3][4])

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from lit_hass.decoding import AutoregressiveDecoder, SpeculativeDecoder, TreeConfig
+from lit_hass.decoding.whole_forward import WholeForward
 from lit_hass.decoding.witness import prove
-from lit_hass.errors import RunError
+from lit_hass.errors import RunError, UserError
 
+from . import test_fallbacks as others
 from .drafts import random_draft
 from .tiny_models import FAMILIES, build, prompt
 
@@ -19,6 +22,32 @@ def test_sound_decoders_are_proved(family: str) -> None:
     assert prove(AutoregressiveDecoder(base), prompt(70))
     if family not in NO_TREES:
         assert prove(SpeculativeDecoder(base, random_draft(base), TreeConfig(12, 2, 3)), prompt(40))
+
+
+@pytest.mark.parametrize("family", others.FAMILIES)
+def test_decoders_whose_states_are_no_features_are_proved_too(family: str) -> None:
+    base, ids = others.build(family), torch.arange(3, 23)
+    decoder = AutoregressiveDecoder(base)
+    collects = decoder.forward.collects
+    assert prove(decoder, ids) and decoder.forward.collects == collects == (family not in others.TRANSFORMED)
+    if family == "bert":
+        assert prove(SpeculativeDecoder(base, random_draft(base), TreeConfig(12, 2, 3)), ids)
+    decoder.forward.logits = lambda hidden, own=decoder.forward.logits: own(hidden * 1.5 + 1.0)
+    with pytest.raises(RunError, match=f"{type(base).__name__} itself"):
+        prove(decoder, ids)
+    assert decoder.forward.collects == collects
+
+
+def test_a_forward_over_whole_sequences_is_proved_too() -> None:
+    torch.manual_seed(0)
+    model = others.NoParts(BertConfig(**others.SIZES, is_decoder=True)).eval().requires_grad_(False)
+    decoder = AutoregressiveDecoder(model)
+    assert type(decoder.forward) is WholeForward and prove(decoder, torch.arange(3, 23))
+    with pytest.raises(UserError, match="no features can be collected"):
+        decoder.generate([torch.arange(3, 23)], 4, collect_features=True)
+    decoder.forward._read = lambda row, own=decoder.forward._read: own(row) * 1.5
+    with pytest.raises(RunError, match="NoParts itself"):
+        prove(decoder, torch.arange(3, 23))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

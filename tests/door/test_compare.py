@@ -70,6 +70,11 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(door, runs, tmp_path
     assert mine.read_text() == "mine" and list(mine.parent.iterdir()) == [mine]
     for _ in range(2):  # what compare has written it may write anew
         assert door("compare", one, other, "--out", tmp_path / "out").status == 0
+    (tmp_path / "out" / "run.json").unlink()  # as before there were marks
+    assert door("compare", one, other, "--out", tmp_path / "out").status == 0
+    (tmp_path / "out" / "run.json").unlink()
+    (tmp_path / "out" / "mine").touch()
+    assert door("compare", one, other, "--out", tmp_path / "out").status == 2
 
 
 def test_an_unfair_pair_is_compared_when_allowed(door, runs) -> None:

@@ -148,6 +148,26 @@ def test_a_damaged_mark_proves_nothing(tmp_path) -> None:
             HeldFolder(tmp_path, "test", "").check(resumes=True)
 
 
+def test_folders_from_before_there_were_marks_are_gone_on_with(tmp_path) -> None:
+    evaluated, fitted = tmp_path / "evaluated", tmp_path / "fitted"
+    for part in ("baseline", "hass"):
+        (evaluated / part).mkdir(parents=True)
+        (evaluated / part / "run_key.json").write_text("{}")
+    (fitted / "checkpoints").mkdir(parents=True)
+    (fitted / "checkpoints" / "last.ckpt").touch()
+    for folder in (evaluated, fitted):
+        (folder / "config.yaml").touch()
+    HeldFolder(evaluated, "evaluate", "").check(resumes=True)
+    HeldFolder(fitted, "fit", "").check(resumes=True)
+    for folder, verb, resumes in (
+        (fitted, "evaluate", True), (evaluated, "fit", True), (evaluated, "predict", True), (fitted, "test", False),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="no run wrote"):
+            HeldFolder(folder, verb, "").check(resumes)
+    with pytest.raises(UserError, match="checkpoints of a run that was stopped; here"):
+        HeldFolder(fitted, "fit", "here").check(resumes=False)
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "run").mkdir()
@@ -185,6 +205,9 @@ def test_a_training_is_gone_on_with_or_begun_elsewhere(door, tiny_base) -> None:
     result = door(*training(tiny_base, *NAMED, "--ckpt_path", "last", steps=4))
     assert result.status == 0, result.err
     assert torch.load(FIT_RUN / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    mark.unlink()  # as before there were marks
+    assert door(*training(tiny_base, *NAMED)).status == 2
+    assert door(*training(tiny_base, *NAMED, "--ckpt_path", "last", steps=5)).status == 0 and mark.exists()
     assert not list(FIT_RUN.rglob("*-v1*")) and not list(FIT_RUN.rglob(".*"))
     # Without a checkpoint there is nothing to lose.
     shutil.rmtree(FIT_RUN / "checkpoints")

@@ -84,14 +84,16 @@ IMPATIENT = ("-m", "tests.door.impatient")
 
 
 @pytest.mark.ddp
-def test_a_rank_whose_rank_0_never_comes_does_not_wait_for_days(process, tiny_base, questions):
+@pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
+def test_a_rank_whose_rank_0_never_comes_does_not_wait_for_days(process, tiny_base, questions, given):
     """Rank 0 has started rank 1 and is gone before they have met, as by a kill or for lack of memory."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     alone = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    args = _args(tiny_base, questions(3), *DDP)
-    run = process(args, launcher=IMPATIENT, MEETING="3", MASTER_PORT=str(port), **alone)
+    named = ("--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout", "0:00:03") if given else ()
+    args = _args(tiny_base, questions(3), *DDP, *named)
+    run = process(args, launcher=IMPATIENT, MEETING="600" if given else "3", MASTER_PORT=str(port), **alone)
     assert run.wait(120) == 1, run.text()
     assert "did not meet within 0.05 minutes: one of them ended before" in run.text()
     assert "Traceback" not in run.text()

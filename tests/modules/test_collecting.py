@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import BertConfig, BertLMHeadModel
 
 from lit_hass.data.prompting import Prompting
 from lit_hass.data.question_datamodule import QuestionBatch
 from lit_hass.decoding import TreeConfig
+from lit_hass.errors import UserError
 from lit_hass.models import load_base, load_tokenizer
 from lit_hass.modules import EvaluationModule, GenerationModule
 from lit_hass.records import Question
@@ -75,3 +77,20 @@ def test_times_taken_while_collecting_say_so(batch) -> None:
     outcomes = module.predict_step(batch, 1)
     assert all(outcome.collected_features for outcome in outcomes)
     assert all(turn.generation.features is not None for o in outcomes for turn in o.choices[0])
+
+
+def test_what_has_no_features_is_refused_at_once_and_not_question_by_question(tmp_path, tsv_tokenizer) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    BertLMHeadModel(BertConfig(vocab_size=len(tsv_tokenizer), is_decoder=True, **sizes)).save_pretrained(tmp_path)
+    tsv_tokenizer.save_pretrained(tmp_path)
+    module = GenerationModule(str(tmp_path), max_new_tokens=4, warmup=0)
+    module.configure_model()
+    module.on_predict_start()
+    batch = QuestionBatch(QUESTIONS, 1, Prompting(tsv_tokenizer))
+    for _ in range(2):
+        module.collect_features = True
+        with pytest.raises(UserError, match="BertLMHeadModel: no features can be collected"):
+            module.predict_step(batch, 0)
+        module.collect_features = False
+        assert all(outcome.error is None for outcome in module.predict_step(batch, 0)) and module._proved

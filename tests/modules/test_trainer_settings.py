@@ -1,6 +1,7 @@
 """What a Trainer sets: a precision is refused by name, and what gets through all the same changes no number."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from lit_hass.decoding import SpeculativeDecoder, TreeConfig
 from lit_hass.decoding.witness import prove
 from lit_hass.errors import RunError, UserError
 from lit_hass.models import DraftModel, load_base, load_draft, load_tokenizer
+from lit_hass.models.draft_vocabulary import DraftVocabulary
 from lit_hass.modules import EvaluationModule, GenerationModule, PerplexityModule
+from lit_hass.modules.frozen_base import FrozenBase
 from lit_hass.modules.window_scorer import WindowScorer
 from lit_hass.records import Question
 
@@ -97,6 +100,25 @@ def test_likelihoods_do_not_change(tiny_base, tmp_path, around: str) -> None:
             assert torch.equal(found.nll, expected.nll) and torch.equal(found.hidden, expected.hidden)
 
 
+@pytest.mark.parametrize("around", SURROUNDINGS)
+def test_what_a_frozen_base_says_of_rows_does_not_change(tiny_base, around: str) -> None:
+    base = FrozenBase(load_base(tiny_base))
+    draft = DraftModel.from_base(base.model)
+    some = DraftModel.from_base(base.model)
+    some.vocabulary = DraftVocabulary(tuple(range(5, 200, 3)), draft.config.vocab_size)
+    rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    expected = rows @ base.model.lm_head.weight.detach().T
+    with SURROUNDINGS[around](), torch.no_grad():
+        found = base.head(rows)
+        assert found.dtype == torch.float32 and torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(base.scorer(draft).logits(rows), found)
+        part = base.scorer(some)
+        assert torch.allclose(part.logits(rows), expected[:, part.ids], rtol=1e-5, atol=1e-5)
+    leaf = rows.clone().requires_grad_()
+    base.head(leaf).sum().backward()
+    assert torch.allclose(leaf.grad, base.model.lm_head.weight.sum(0).expand(40, -1), rtol=1e-4, atol=1e-4)
+
+
 class Steering(Callback):
     """Adds to a layer's output, as activation steering does: the hand-written forward does not see it."""
 
@@ -144,6 +166,24 @@ def test_a_prompt_on_which_the_model_yields_no_number_proves_nothing(pair, tsv_t
     outcomes = module.predict_step(QuestionBatch(questions, 1, Prompting(tsv_tokenizer)), 0)
     assert [part.error is None for outcome in outcomes for part in outcome.parts.values()] == [False, False, True, True]
     assert module._proved
+
+
+class Broken(Callback):
+    """Weights of which no prompt makes a number."""
+
+    def on_predict_start(self, trainer, module) -> None:
+        with torch.no_grad():
+            module.decoder.forward.model.get_input_embeddings().weight.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_run_that_could_prove_nothing_says_so(pair, tmp_path, caplog, broken: bool) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer(tmp_path, callbacks=[Broken()] if broken else []).predict(
+            GenerationModule(pair[0], warmup=0, max_new_tokens=4),
+            datamodule=QuestionDataModule(question_file(tmp_path)),
+        )
+    assert caplog.text.count("nothing shows here that its answers are the base's") == broken
 
 
 def test_the_proof_leaves_the_choice_of_a_tree_s_size_to_the_run(pair, tsv_tokenizer) -> None:
