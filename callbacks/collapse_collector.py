@@ -92,20 +92,24 @@ class CollapseCollector(Callback):
         mine = next((writer for writer in writers if writer.method == self.method), None)
         lasting = mine is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
         answered = on_rank_zero(trainer, lambda: _answered(writers)) if lasting else set()
-        self._resume(trainer, pl_module, mine.folder if lasting and mine is not None else None, answered)
+        folder = mine.folder if lasting and mine is not None else None
+        self._resume(trainer, pl_module, folder, answered, "questions are answered")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on with what an earlier process left; collective."""
         report = next((c for c in trainer.callbacks if isinstance(c, PerplexityReport)), None)  # type: ignore[attr-defined]
         lasting = report is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
         scored = _scored(trainer, report) if lasting and report is not None else set()
-        self._resume(trainer, pl_module, report.folder if lasting and report is not None else None, scored)
+        folder = report.folder if lasting and report is not None else None
+        self._resume(trainer, pl_module, folder, scored, "windows are scored")
 
-    def _resume(self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId]) -> None:
+    def _resume(
+        self, trainer: Trainer, module: Any, folder: Path | None, answered: set[QuestionId], are_done: str
+    ) -> None:
         """Begin in a run's folder, of which some questions (or windows) are not asked again; None keeps nothing."""
         if folder is not None and answered and _buffer(trainer, self.method) is None:
             raise UserError(
-                f"{folder}: {len(answered)} questions are answered already, and only a FeatureBuffer could have "
+                f"{folder}: {len(answered)} {are_done} already, and only a FeatureBuffer could have "
                 "kept their features: add callbacks.FeatureBuffer to both runs, or begin a new one"
             )
         self._begin(trainer, module, None if folder is None else folder / "features", answered)

@@ -106,6 +106,14 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
     assert result.status == 0, result.err
 
 
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "ModelCheckpoint" in path.read_text()], ids=_name)
+def test_checkpoints_keep_their_names_when_a_run_is_resumed(path):
+    """Lightning would write ``last-v1.ckpt`` beside the one that ``--ckpt_path last`` of a third start takes."""
+    callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    saving = [callback["init_args"] for callback in callbacks if callback["class_path"].endswith("ModelCheckpoint")]
+    assert saving and all(args.get("enable_version_counter") is False for args in saving)
+
+
 def test_every_key_of_a_config_is_explained():
     """Each setting of the data and the model has a comment, or speaks for itself in the class's docstring."""
     for path in CONFIGS:

@@ -17,7 +17,7 @@ from lit_hass.records.atomic import (
 from lit_hass.records.held_folder import HeldFolder, read_mark
 from lit_hass.records.json_lines import QuestionId, read_object, read_objects
 from lit_hass.records.lock import FolderLock
-from lit_hass.records.questions import Question, prompts_digest, questions_digest, read_questions, select_questions
+from lit_hass.records.questions import Question, prompts_digest, questions_digest, read_questions
 from lit_hass.records.run_folder import RunFolder
 from lit_hass.records.run_key import RunKey, SavedKey, claim, read_key
 from lit_hass.records.shards import ShardWriter, completed_ids, merge_shards
@@ -51,7 +51,6 @@ __all__ = (
     "read_objects",
     "read_questions",
     "remove_leftovers",
-    "select_questions",
     "to_json",
     "to_jsonable",
     "write_json",

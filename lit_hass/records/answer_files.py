@@ -225,6 +225,7 @@ _PER_TURN: dict[str, tuple[bool, Callable[[object], bool]]] = {
     "exact_match": (False, _is_bool_or_null),
     "wall_times": (False, _are_times),
     "divergence_gap": (False, _is_number_or_null),
+    "prompt_digest": (False, _is_str_or_null),
     "text_tokens": (False, _is_count_or_null),
     "processor_time": (False, _is_time_or_null),
     "processor_prefill_time": (False, _is_time_or_null),

@@ -57,7 +57,7 @@ def read_questions(
             ``reference`` (list of strings or numbers, turn by turn; a list in it holds the answers that are accepted);
             null counts as absent for these two. Rows of ShareGPT's, the hub's (``messages``) and Alpaca's format
             become questions by `lit_hass.records.conversations`, numbered from 1.
-        begin: As for `select_questions`, which says more.
+        begin: As for `question_range`, which says more.
         end: Likewise.
         answered: Of the other formats take only what has an answer, as training needs it.
 
@@ -190,26 +190,20 @@ def _show(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def select_questions(questions: Sequence[Question], begin: int | None = None, end: int | None = None) -> list[Question]:
-    """Take a half-open range of positions, as ``question_begin`` and ``question_end`` of the original scripts.
+def question_range(count: int, begin: int | None, end: int | None) -> tuple[int, int]:
+    """Check a half-open range of positions, as ``question_begin`` and ``question_end`` of the original scripts.
 
     Args:
-        questions: All questions of a file.
+        count: How many there are.
         begin: First position, from 0; None starts at the first.
-        end: Position after the last; None takes all. Beyond the number of questions it is cut, with a warning.
+        end: Position after the last; None takes all. Beyond the count it is cut, with a warning.
 
     Returns:
-        At least one question.
+        The first position and that behind the last, at least one apart.
 
     Raises:
         UserError: The range is negative, reversed, empty or begins beyond the last question.
     """
-    start, stop = question_range(len(questions), begin, end)
-    return list(questions[start:stop])
-
-
-def question_range(count: int, begin: int | None, end: int | None) -> tuple[int, int]:
-    """The first position of a range and that behind its last; arguments and errors as for `select_questions`."""
     start = 0 if begin is None else begin
     stop = count if end is None else end
     for name, value in (("question_begin", start), ("question_end", stop)):

@@ -65,8 +65,10 @@ def parse_scored(obj: Any) -> ScoredBatch:
         raise ValueError("windows must be a list of integers")
     if not isinstance(sums, list) or not all(isinstance(entry, list) and len(entry) == 4 for entry in sums):
         raise ValueError("sums must be lists of window, page, nll and tokens")
+    known = set(windows)
     for window, page, nll, tokens in sums:
-        if window not in windows or type(page) is not int or type(tokens) is not int or tokens < 1:
+        whole = type(window) is type(page) is type(tokens) is int
+        if not whole or window not in known or tokens < 1:
             raise ValueError("a sum is of another window, or its page or tokens are no counts")
         if type(nll) not in (int, float) or not math.isfinite(nll):
             raise ValueError("nll must be a finite number")

@@ -132,10 +132,12 @@ def _of_certainty(comparison: dict[str, Any]) -> Iterable[str]:
     loads = {name: load for name, load in comparison["load"].items() if load is not None}
     if loads:
         mean, most = max(load["mean"] for load in loads.values()), max(load["max"] for load in loads.values())
-        threads = max((load["threads"] or 1) for load in loads.values())
-        processors = next(iter(loads.values()))["processors"]
-        said = f"the load of the machine was {mean:.1f} on average, at most {most:.1f}, on {processors} processors"
-        if mean > threads + 0.5:
+        # Machine and threads are in the statistics, which a run need not have.
+        threads = max((load["threads"] for load in loads.values() if load["threads"] is not None), default=None)
+        processors = [load["processors"] for load in loads.values() if load["processors"] is not None]
+        said = f"the load of the machine was {mean:.1f} on average, at most {most:.1f}"
+        said += f", on {processors[0]} processors" if processors else ""
+        if threads is not None and mean > threads + 0.5:
             yield f"{said}; this run is {threads} of it, the rest is other work, which wall times suffer from."
         else:
             yield f"{said}, this run included."

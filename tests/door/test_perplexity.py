@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,12 @@ def test_killed_between_the_result_and_its_last_step_nothing_is_scored_again(
 def test_a_line_that_is_none_does_not_count(line) -> None:
     with pytest.raises(ValueError):
         parse_scored(json.loads(line))
+
+
+def test_a_line_of_many_windows_is_read_in_linear_time() -> None:
+    count, began = 40_000, time.process_time()
+    found = parse_scored({"windows": list(range(count)), "sums": [[i, 0, 1.0, 1] for i in range(count)]})
+    assert len(found.sums) == count and time.process_time() - began < 3
 
 
 @pytest.mark.ddp

@@ -7,7 +7,8 @@ import pytest
 from pyarrow import parquet
 
 from lit_hass.errors import UserError
-from lit_hass.records import Question, questions_digest, read_questions, select_questions
+from lit_hass.records import Question, questions_digest, read_questions
+from lit_hass.records.questions import question_range
 
 GOOD = '{"question_id": 1, "turns": ["a"]}'
 
@@ -131,21 +132,18 @@ def test_missing_file_and_directory_are_refused(tmp_path):
         read_questions(tmp_path / "file" / "x")
 
 
-QUESTIONS = [Question(i, None, (f"turn {i}",)) for i in range(5)]
-
-
 @pytest.mark.parametrize(
     ("begin", "end", "ids"),
     [(None, None, [0, 1, 2, 3, 4]), (0, 2, [0, 1]), (3, None, [3, 4]), (None, 1, [0]), (4, 5, [4]), (1, 3, [1, 2])],
 )
 def test_selection_is_half_open_on_positions(begin, end, ids, caplog):
-    assert [q.question_id for q in select_questions(QUESTIONS, begin, end)] == ids
+    assert list(range(*question_range(5, begin, end))) == ids
     assert not caplog.records
 
 
 def test_end_beyond_the_last_is_cut_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        assert select_questions(QUESTIONS, 3, 80) == QUESTIONS[3:]
+        assert question_range(5, 3, 80) == (3, 5)
     assert "question_end 80 is beyond the last question; all 5 from 3 on are taken" in caplog.text
 
 
@@ -162,7 +160,7 @@ def test_end_beyond_the_last_is_cut_with_a_warning(caplog):
 )
 def test_bad_selection_is_refused(begin, end, cause):
     with pytest.raises(UserError, match=cause):
-        select_questions(QUESTIONS, begin, end)
+        question_range(5, begin, end)
 
 
 def test_digest_is_of_content_and_order_only(question_file):

@@ -276,6 +276,11 @@ def test_processor_time_is_the_headline_where_all_answers_know_it(tmp_path: Path
     assert [q["speedup"] for q in found["questions"]] == pytest.approx([4.0] * 6)
     assert found["load"]["hass"] == {"mean": 5.5, "max": 5.5, "processors": 2, "threads": 1}
     assert any("load of the machine was 5.5" in note and "other work" in note for note in found["notes"])
+    for folder in ("baseline", "hass"):  # what nobody wrote down of the machine is not said
+        (tmp_path / folder / "statistics.json").unlink()
+    unknown = compare_runs(tmp_path / "baseline", tmp_path / "hass", allow_differences=True)
+    [note] = [note for note in unknown["notes"] if "the load of" in note]
+    assert note == "the load of the machine was 5.5 on average, at most 5.5, this run included."
     del hass[2]["choices"][0]["processor_time"]
     assert compare(tmp_path / "lost", plain, hass)["headline"]["clock"] == "wall"
 

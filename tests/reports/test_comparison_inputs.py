@@ -89,6 +89,10 @@ def test_categories_of_the_caller_and_of_the_answers(tmp_path: Path) -> None:
         (lambda lines: lines.append(lines[0]), "already answered on line 1"),
         (lambda lines: lines[0]["choices"][0].update(wall_times=[1.0]), "wall_times"),
         (lambda lines: lines[0]["choices"][0].update(divergence_gap=["x"]), "divergence_gap"),
+        *(
+            (lambda lines, wrong=wrong: lines[0]["choices"][0].update(prompt_digest=wrong), "prompt_digest")
+            for wrong in ("abc", 5, [5], [["a"]], ["a", None], {"0": "a"})
+        ),
     ],
 )
 def test_broken_answers_are_refused_by_name(tmp_path: Path, change, cause: str) -> None:
