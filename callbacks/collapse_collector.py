@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
@@ -272,7 +273,9 @@ class CollapseCollector(Callback):
             log.warning("the run ended amid an update of the collapse statistics; no partial metrics are written")
             return
         try:
-            metrics = self.get_collapse_metrics(sync=False)
+            # The loop's own mode, which an error has left by now: its tensors may not be written to in another.
+            with torch.inference_mode():
+                metrics = self.get_collapse_metrics(sync=False)
             write_json(path, {**metrics, "meta": {**metrics["meta"], "complete": False}})
         except (UserError, RunError) as error:
             log.warning("no partial collapse metrics: %s", error)  # the run has an error of its own to tell of

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from lit_hass.errors import UserError
+from lit_hass.records.yaml_files import parse_yaml, read_yaml
+from lit_hass.verb_arguments import configuration_files
 
 _SIZES = ("total_tokens", "depth", "top_k")
 _OPTION = re.compile(r"--model\.(?:init_args\.)?tree(?:\.(\w+))?(?:=(.*))?", re.DOTALL)
@@ -19,10 +18,10 @@ def check_tree_arguments(args: Sequence[str]) -> None:
     """Refuse a tree of which a part is given, because the others would be those of another pair or of another tree.
 
     Args:
-        args: of a verb of the command line. Files that cannot be read are left to the parser, which says why.
+        args: of a verb of the command line.
 
     Raises:
-        UserError: names what is given, where, and what to add.
+        UserError: a configuration cannot be read; or names what is given, where, and what to add.
     """
     given: dict[str, Any] = {}
     for place, option in enumerate(args):
@@ -30,30 +29,19 @@ def check_tree_arguments(args: Sequence[str]) -> None:
             name, value = found[1], found[2] if found[2] is not None else next(iter(args[place + 1 : place + 2]), "")
             given.update({name: value} if name else _load(value))
     _refuse_part("the command line", given)
-    for file in _files(args):
-        try:
-            model = _load(Path(file).read_text(encoding="utf-8")).get("model")
-        except (OSError, ValueError):
-            continue
+    for file in configuration_files(list(args)):
+        model = read_yaml(file).get("model")
         while isinstance(model, dict) and "tree" not in model:
             model = model.get("init_args")
         _refuse_part(file, model["tree"] if isinstance(model, dict) else None)
 
 
-def _files(args: Sequence[str]) -> Iterator[str]:
-    for place, option in enumerate(args):
-        if option in ("-c", "--config"):
-            yield from args[place + 1 : place + 2]
-        elif option.startswith(("-c=", "--config=")):
-            yield option.partition("=")[2]
-
-
 def _load(text: str) -> dict[str, Any]:
+    """The tree that an option's value spells; empty where it spells none, which is left to the parser."""
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _refuse_part(where: str, tree: object) -> None:

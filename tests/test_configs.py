@@ -1,5 +1,6 @@
 """Every YAML under configs/ is parsed, instantiated and run for a step or two."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,9 @@ def test_config(door, questions, tiny_base, path, tmp_path):  # noqa: F811
             more = [*SMALL_FIT, "--model.base", tiny_base, "--model.validation_max_new_tokens", 8]
             more += ["--model.validation_prompts", 2]
             if name == "train_draft_smollm2.yaml":
-                rows = tmp_path / "dialogues.jsonl"
-                talk = '{"question_id": %d, "turns": ["1 2"], "reference": ["3 4 5 6"]}\n'
-                rows.write_text("".join(talk % number for number in range(60)), encoding="utf-8")
-                more += ["--data.path", rows, "--data.batch_size", 2]
+                talks = [{"question_id": i, "turns": ["a"], "reference": ["b c"]} for i in range(40)]
+                (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+                more += ["--data.path", tmp_path / "talks.jsonl", "--data.validation_share", 0.3]
             else:
                 more += ["--data.tokens_per_batch", 64, "--data.validation", 2]
             if name == "train_draft_refine.yaml":

@@ -92,7 +92,8 @@ def test_star_trains_on_no_more_tokens_than_the_run_has_context_for(tiny_base) -
 
 def test_whole_trees_and_none_are_taken(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
-    check_tree_arguments(["evaluate", "--model.base", "x", "-c", str(tmp_path / "missing.yaml")])
+    with pytest.raises(UserError, match=r"missing\.yaml: no such configuration"):
+        check_tree_arguments(["evaluate", "--model.base", "x", "-c", str(tmp_path / "missing.yaml")])
     check_tree_arguments(["evaluate", *"--model.tree.total_tokens 6 --model.tree.depth=2 --model.tree.top_k 3".split()])
     check_tree_arguments(["evaluate", "--model.tree", "null"])
     check_tree_arguments(["evaluate", "--model.tree={total_tokens: 6, depth: 2, top_k: 3}"])
@@ -104,3 +105,14 @@ def test_whole_trees_and_none_are_taken(tmp_path) -> None:
         for option in (["-c", str(file)], [f"--config={file}"]):
             with pytest.raises(UserError, match=r"mine\.yaml gives model\.tree\..* without"):
                 check_tree_arguments(["predict", *option])
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "[" * 3000, "\x07", "9" * 5000, "{[a]: 1}", "{1: 2}", "- a", "{"])
+def test_what_is_no_tree_is_left_to_the_parser_or_refused_in_one_line(value: str, tmp_path) -> None:
+    check_tree_arguments(["evaluate", "--model.tree", value])
+    check_tree_arguments(["evaluate", f"--model.tree={value}"])
+    file = tmp_path / "mine.yaml"
+    file.write_text(value)
+    with pytest.raises(UserError, match=r"mine\.yaml") as error:
+        check_tree_arguments(["predict", "-c", str(file)])
+    assert "\n" not in str(error.value)

@@ -49,6 +49,7 @@ class ConversationDataModule(LightningDataModule):
         max_length: longer conversations are cut to this many tokens.
         batch_size: conversations per batch.
         seed: of the order.
+        date: what a chat template that asks for the date is told, such as 2026-11-28; None is today.
 
     Attributes:
         last_turn_only: how many conversations of several turns are trained or validated on in their last turn alone.
@@ -67,6 +68,7 @@ class ConversationDataModule(LightningDataModule):
         max_length: int = 2048,
         batch_size: int = 4,
         seed: int = 0,
+        date: str | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -79,6 +81,7 @@ class ConversationDataModule(LightningDataModule):
         self.validation_share, self.max_length, self.batch_size, self.seed = (
             validation_share, max_length, batch_size, seed,
         )  # fmt: skip
+        self.date = date
         self.tokenizer: Any = None
         self.validation_names = ["conversations"]
         self.last_turn_only = 0
@@ -98,13 +101,10 @@ class ConversationDataModule(LightningDataModule):
         if name is None:
             raise UserError("data.tokenizer is needed: this module names none")
         self.tokenizer = load_tokenizer(name)
-        prompting = Prompting(self.tokenizer, self.template)
+        prompting = Prompting(self.tokenizer, self.template, date=self.date)
         questions, silent = self._questions(), 0
         for question in questions:
-            try:
-                ids, spoken, taught = encode_conversation(prompting, question)
-            except UserError as error:
-                raise UserError(f"{self.path}: question {question.question_id!r}: {error}") from error
+            ids, spoken, taught = encode_named(prompting, question, self.path)
             self.last_turn_only += taught < len(question.turns)
             row = ids[: self.max_length], spoken[: self.max_length]
             if not any(row[1][2:]):
@@ -114,7 +114,9 @@ class ConversationDataModule(LightningDataModule):
         self._asked = []  # tokens are all that is needed from here on
         self._say(len(questions), silent)
         if day := prompting.settings()["date"]:
-            log.warning("%s: the chat template writes the date into every conversation, here %s", name, day)
+            log.warning(
+                "%s: the chat template writes the date into every conversation, here %s (data.date sets it)", name, day
+            )
         log.info("%d conversations to train on, %d to validate on", len(self._train), len(self._validation))
 
     def _say(self, count: int, silent: int) -> None:
@@ -139,18 +141,9 @@ class ConversationDataModule(LightningDataModule):
                 )
 
     def _questions(self) -> list[Question]:
-        if self._asked:
-            return self._asked
-        path = questions_file(self.path)
-        questions = read_questions(path, answered=True)
-        for question in questions:
-            if len(question.reference) != len(question.turns):
-                raise UserError(
-                    f"{path}: question {question.question_id!r} has {len(question.turns)} turns and "
-                    f"{len(question.reference)} references; each turn needs its answer"
-                )
-        self._asked = questions
-        return questions
+        if not self._asked:
+            self._asked = read_conversations(self.path)
+        return self._asked
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Endless shuffled batches, beginning with the one that the trainer is at."""
@@ -166,6 +159,34 @@ class ConversationDataModule(LightningDataModule):
         mine = sorted(self._validation[rank::world], key=lambda row: len(row[0]))
         groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         return DataLoader([_batch(group) for group in groups], batch_size=None)  # type: ignore[arg-type]
+
+
+def read_conversations(path: str) -> list[Question]:
+    """Questions of which every turn has its answer.
+
+    Args:
+        path: a question file with references, or the name of a shipped benchmark.
+
+    Raises:
+        UserError: the file cannot be used, or a turn has no reference; names file and question.
+    """
+    file = questions_file(path)
+    questions = read_questions(file, answered=True)
+    for question in questions:
+        if len(question.reference) != len(question.turns):
+            raise UserError(
+                f"{file}: question {question.question_id!r} has {len(question.turns)} turns and "
+                f"{len(question.reference)} references; each turn needs its answer"
+            )
+    return questions
+
+
+def encode_named(prompting: Prompting, question: Question, path: str) -> tuple[list[int], list[bool], int]:
+    """`encode_conversation` of a file's question, which a refusal names."""
+    try:
+        return encode_conversation(prompting, question)
+    except UserError as error:
+        raise UserError(f"{path}: question {question.question_id!r}: {error}") from error
 
 
 def encode_conversation(prompting: Prompting, question: Question) -> tuple[list[int], list[bool], int]:

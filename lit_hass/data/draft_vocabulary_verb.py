@@ -30,11 +30,10 @@ def draft_vocabulary(args: list[str]) -> int:
     options = parser.parse_args(args)
     import torch
 
-    from lit_hass.data.conversation_datamodule import encode_conversation
+    from lit_hass.data.conversation_datamodule import encode_named, read_conversations
     from lit_hass.data.prompting import Prompting
     from lit_hass.models import check_draft, load_config, load_tokenizer, resolve_draft, stop_ids
     from lit_hass.models.draft_vocabulary import VOCABULARY_FILE, DraftVocabulary
-    from lit_hass.records import read_questions
     from lit_hass.records.atomic import write_text
 
     if options.draft is not None:
@@ -45,8 +44,8 @@ def draft_vocabulary(args: list[str]) -> int:
     tokenizer = load_tokenizer(options.base)
     prompting = Prompting(tokenizer)
     counts = torch.zeros(load_config(options.base).get_text_config().vocab_size, dtype=torch.long)
-    for question in read_questions(options.path):
-        ids, spoken, _ = encode_conversation(prompting, question)
+    for question in read_conversations(options.path):
+        ids, spoken, _ = encode_named(prompting, question, options.path)
         said = torch.tensor(ids)[torch.tensor(spoken, dtype=torch.bool)]
         counts += torch.bincount(said, minlength=len(counts))[: len(counts)]
     total = int(counts.sum())

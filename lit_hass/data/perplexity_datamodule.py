@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
@@ -214,9 +216,15 @@ class PerplexityDataModule(LightningDataModule):
     def resume_settings(self) -> dict[str, Any]:
         """What of the data decides the likelihoods, and which windows there are; not how they are put into batches."""
         assert self.plan is not None, "the settings are known after check() or setup()"
+        assert self.text is not None
         about = self.describe()
+        # Windows are scored on their way as sums of pages, by number: the same text in other pages is another run.
+        starts = json.dumps([self.text.file_starts, self.text.joined_starts])
         return {
             "text": about["text"]["sha256"],
+            "layout": self.text.layout,
+            "pages": len(self.text.pages),
+            "page_starts": hashlib.sha256(starts.encode()).hexdigest()[:16],
             "tokenizer": about["tokenizer"]["sha256"],
             "protocols": {name: planned["card"] for name, planned in about["protocols"].items()},
             "ladder": None if self.ladder_ends is None else list(self.ladder_ends),

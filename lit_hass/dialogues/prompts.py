@@ -32,17 +32,18 @@ class Opening:
     ends: tuple[int, ...]
 
 
-def user_opening(tokenizer: Any, ends: Sequence[int]) -> Opening:
+def user_opening(tokenizer: Any, ends: Sequence[int], date: str | None = None) -> Opening:
     """Find what a chat template writes before the user's first message.
 
     Args:
         tokenizer: of the base, with a chat template.
         ends: the base's stop ids; the user's turn ends with one of them, too.
+        date: as for `Prompting`.
 
     Raises:
         UserError: the tokenizer has no chat template, or one that changes the user's words.
     """
-    text = Prompting(tokenizer).text([_MARK], [])
+    text = Prompting(tokenizer, date=date).text([_MARK], [])
     before, mark, _ = text.partition(_MARK)
     if not mark or not before:
         raise UserError("the chat template writes nothing in front of the user's words, so it opens no user's turn")

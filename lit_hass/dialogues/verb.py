@@ -38,6 +38,7 @@ def make_data(args: list[str]) -> int:
     )
     parser.add_argument("--batch", type=int, default=32, help="dialogues sampled together (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="of the base; auto is float32 on a CPU (default: %(default)s)")
+    parser.add_argument("--date", help="what a chat template that asks for the date is told (default: today's)")
     options = parser.parse_args(args)
     from lit_hass.decoding import SamplingConfig
     from lit_hass.dialogues.writing import DialogueSettings, read_prompts, write_dialogues
@@ -53,6 +54,7 @@ def make_data(args: list[str]) -> int:
         sampling=SamplingConfig(temperature=options.temperature, top_p=options.top_p),
         dtype=options.dtype,
         prompts=prompts,
+        date=options.date,
     )
     write_dialogues(settings, options.out)
     log.info("wrote %s", options.out)

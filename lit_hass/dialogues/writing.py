@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lit_hass.errors import RunError, UserError
 from lit_hass.models import load_base, load_tokenizer, model_digest, stop_ids
 from lit_hass.records import ensure_writable, to_json, write_json
 from lit_hass.records.atomic import sync_folder, write_error
-from lit_hass.records.json_lines import read_object, read_objects
+from lit_hass.records.json_lines import kind_of_file, read_object, read_objects
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class DialogueSettings:
         sampling: of the answers.
         dtype: of the base.
         prompts: prompts that were read from a file instead of sampled.
+        date: what a chat template that asks for the date is told, ``"2026-11-28"``; None is today.
     """
 
     base: str
@@ -60,6 +61,7 @@ class DialogueSettings:
     sampling: SamplingConfig = SamplingConfig()
     dtype: str = "auto"
     prompts: tuple[str, ...] | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -73,10 +75,20 @@ class DialogueSettings:
 
     def key(self) -> dict[str, Any]:
         """What two runs must share to be the same one."""
-        found = {**asdict(self), "base": model_digest(self.base)}
+        found = {**asdict(self), "base": model_digest(self.base), "date": self._day()}
         if self.prompts is not None:
             found["prompts"] = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         return found
+
+    def prompting(self) -> Prompting:
+        """Makes the prompts of these dialogues."""
+        return Prompting(load_tokenizer(self.base), date=self.date)
+
+    def _day(self) -> str | None:
+        """The date that stands in every conversation; None where the base's chat template does not ask for it."""
+        prompting = self.prompting()
+        prompting.encode(["a"], [])  # which it is known from
+        return prompting.settings()["date"]
 
 
 @dataclass
@@ -123,20 +135,22 @@ def write_dialogues(settings: DialogueSettings, out: str | os.PathLike[str]) -> 
 
 class _Writer:
     def __init__(self, settings: DialogueSettings, path: Path) -> None:
-        self.settings, self.path = settings, path
+        self.path = path
         self.partial, self.note = Path(f"{path}{_PARTIAL}"), Path(f"{path}{_PROGRESS}")
         self.key = json.loads(to_json(settings.key()))
+        # The day of the key, should midnight pass meanwhile.
+        self.settings = settings = replace(settings, date=self.key["date"] or settings.date)
         self.progress = self._resume()
         self.seen: set[str] = set()
 
     def run(self) -> dict[str, int]:
         settings, progress = self.settings, self.progress
-        tokenizer = load_tokenizer(settings.base)
-        prompting = Prompting(tokenizer)
+        prompting = settings.prompting()
+        tokenizer = prompting.tokenizer
         model = load_base(settings.base, dtype=settings.dtype)
         ends = stop_ids(model, tokenizer)
         decoder = AutoregressiveDecoder(model)
-        opening = None if settings.prompts is not None else user_opening(tokenizer, ends)
+        opening = None if settings.prompts is not None else user_opening(tokenizer, ends, settings.date)
         if progress.dialogues:
             self.seen = {same_prompt(row["turns"][0]) for _, row in read_objects(self.partial, "dialogue file")}
             log.info("going on behind %d dialogues", progress.dialogues)
@@ -235,10 +249,11 @@ class _Writer:
         if found is None:
             self.partial.unlink(missing_ok=True)
             return _Progress(0, 0, 0, Counter())
-        if found["key"] != self.key:
-            changed = [name for name in self.key if found["key"].get(name) != self.key[name]]
+        was = found["key"]
+        if changed := [name for name in self.key | was if was.get(name) != self.key.get(name)]:
+            way = f"go on with --date {was['date']}, give" if changed == ["date"] and was.get("date") else "give"
             raise UserError(
-                f"{self.note}: another run's ({', '.join(changed)} differ); give another --out, or delete it and "
+                f"{self.note}: another run's ({', '.join(changed)} differ); {way} another --out, or delete it and "
                 f"{self.partial.name}"
             )
         progress = _Progress(found["blocks"], found["dialogues"], found["bytes"], Counter(found["dropped"]))
@@ -288,7 +303,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
     Raises:
         UserError: the file cannot be read, or holds nothing.
     """
-    if path.endswith((".jsonl", ".json")):
+    if kind_of_file(path) in (".jsonl", ".json", ".parquet"):
         from lit_hass.records import read_questions
 
         return tuple(question.turns[0] for question in read_questions(path))

@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.errors import RunError, UserError
+from lit_hass.records.atomic import write_folder
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +124,7 @@ def _convert(path: Path, folder: Path) -> None:
     """Write the folder; called by one process at a time."""
     _check(path)
     log.info("%s: converting into %s (once)", path.name, folder)
-    half = folder.with_name(f".{folder.name}.converting")
-    shutil.rmtree(half, ignore_errors=True)  # a killed process's
-    try:
-        _save(path, half)
-        for file in half.iterdir():
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
-        os.replace(half, folder)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+    write_folder(folder, lambda half: _save(path, half))
 
 
 def _save(path: Path, folder: Path) -> None:

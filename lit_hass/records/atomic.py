@@ -186,19 +186,53 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a folder of files so that it is there whole or not at all; one that is there already goes.
+    """Write a folder of files so that it is there whole or not at all; what stood there goes once the new one is whole.
+
+    A process that is killed between the two renames leaves the old folder as ``.NAME.old``; the new one is lost. Only
+    one process at a time may write a folder.
 
     Args:
-        folder: What it is called in the end.
+        folder: What it is called in the end; missing parent folders are made.
         write: Puts the files into the path it is given, which it makes.
+
+    Raises:
+        UserError: The folder cannot be written to; names folder and cause. What stood there stays.
+        RunError: The disk is full or failed. Likewise.
     """
     folder = Path(folder)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-    write(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
-    sync_folder(folder.parent)
+    unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not folder.exists():  # a process was killed between the renames
+            os.replace(old, folder)
+        for left in (unfinished, old):
+            shutil.rmtree(left, ignore_errors=True)
+        write(unfinished)
+        _sync_files(unfinished)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        # After the renames there is no unfinished one; before them, half a folder must not stay.
+        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_files(folder: Path) -> None:
+    """Bring all files below a folder, and their names, to the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(place, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(place)
 
 
 def check_own_file(path: str | os.PathLike[str]) -> None:

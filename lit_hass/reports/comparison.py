@@ -11,7 +11,7 @@ from lit_hass.errors import UserError
 from lit_hass.metrics.functional.acceptance import tau_micro
 from lit_hass.records import QuestionId, to_jsonable
 from lit_hass.reports.answer_turns import Clock
-from lit_hass.reports.comparison_fairness import Difference, find_differences
+from lit_hass.reports.comparison_fairness import Difference, find_differences, unknown_distribution
 from lit_hass.reports.comparison_join import JoinedQuestion, headline_clock, join
 from lit_hass.reports.comparison_notes import lossless, notes
 from lit_hass.reports.comparison_run import ComparedRun, read_categories, read_run
@@ -126,7 +126,7 @@ def _compare(
 def _same_distribution(differences: Sequence[Difference]) -> bool | None:
     if any(d.kind == "distribution" for d in differences):
         return False
-    return None if any(d.key == "settings" for d in differences) else True
+    return None if unknown_distribution(differences) else True
 
 
 def _headline(speed: dict[str, Any], clock: Clock) -> dict[str, Any]:

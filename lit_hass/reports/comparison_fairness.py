@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ _NOT_COMPARED = frozenset({"draft", "tree", "dtype", "seed"})
 _OF_QUESTIONS = frozenset({"questions", "question_count", "first_question", "last_question", "num_choices", "prompts"})
 _OF_MACHINE = ("system", "machine", "cpu_model", "cpu_count", "cpu_threads", "gpus")
 _PACKAGES = ("torch", "transformers")
+#: What earlier versions did not write into ``run_key.json``, or by another rule: digests of a model's files.
+_NEW, _DIGESTS = frozenset({"model.attention", "data.date"}), frozenset({"model.base", "data.tokenizer"})
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,46 @@ def _of_distribution(baseline: ComparedRun, hass: ComparedRun) -> Iterable[Diffe
         yield Difference("settings", said[0], said[1], "unknown")
         return
     ignored = _NOT_COMPARED | (set(_OF_SAMPLING) if is_greedy(baseline) and is_greedy(hass) else set())
-    yield from _unequal("model", baseline.model, hass.model, ignored)
+    # Each key of a version that wrote attention down has it.
+    earlier = ["attention" not in run.model for run in (baseline, hass)]
+    apart = earlier[0] != earlier[1]
+    yield from map(_unknown(earlier) if apart else _as_it_is, _unequal("model", baseline.model, hass.model, ignored))
     if baseline.dtype != hass.dtype:
         yield Difference("model.dtype", baseline.dtype, hass.dtype, "distribution")
     data = [(run.settings or {}).get("data") or {} for run in (baseline, hass)]
-    yield from _unequal("data", data[0], data[1], _OF_QUESTIONS)
+    yield from map(_unknown(earlier) if apart else _as_it_is, _unequal("data", data[0], data[1], _OF_QUESTIONS))
     same_ids = [a["question_id"] for a in baseline.answers] == [a["question_id"] for a in hass.answers]
     if same_ids and data[0].get("questions") != data[1].get("questions"):
         yield Difference("data.questions", data[0].get("questions"), data[1].get("questions"), "distribution")
     other = [i for i, answer in baseline.answered.items() if i in hass.answered and _asked(answer, hass.answered[i])]
     if other:
         yield Difference("prompts", "as they are", f"others for {_few(other)}", "distribution")
+
+
+def _as_it_is(difference: Difference) -> Difference:
+    return difference
+
+
+def _unknown(earlier: Sequence[bool]) -> Callable[[Difference], Difference]:
+    """Takes for unknown what the run of an earlier version left out, and digests that were made by two rules."""
+
+    def judged(found: Difference) -> Difference:
+        said = [found.baseline, found.hass]
+        was = earlier.index(True)
+        if found.key in _NEW and said[was] is None:
+            said[was] = "not recorded"
+        elif found.key in _DIGESTS and None not in said:
+            said[was] = f"{said[was]} (by an earlier version's rule)"
+        else:
+            return found
+        return Difference(found.key, said[0], said[1], "unknown")
+
+    return judged
+
+
+def unknown_distribution(differences: Iterable[Difference]) -> list[str]:
+    """The keys that may make two distributions of one, and of which nobody knows whether they are equal."""
+    return [d.key for d in differences if d.kind == "unknown" and d.key in {"settings", *_NEW, *_DIGESTS}]
 
 
 def _asked(one: dict[str, Any], other: dict[str, Any]) -> bool:

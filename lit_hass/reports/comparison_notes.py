@@ -68,6 +68,13 @@ def notes(
         )
     elif unknown_loss is not None:
         yield f"no verdict on losslessness: {unknown_loss}."
+    unknown = {each["key"] for each in comparison["differences"] if each["kind"] == "unknown"}
+    if "model.attention" in unknown:
+        rule = ", and its digests are of another rule, which say nothing of whether the base is the same"
+        yield (
+            "one run is of an earlier version, which did not write down how attention is computed"
+            f"{rule if 'model.base' in unknown else ''}: make it again for a verdict."
+        )
     if baseline.drafts and not hass.drafts:
         yield "the first run has a draft and the second has none; the baseline comes first. Are they swapped?"
     if hass.drafts and (hass.model.get("tree") or {}).get("trim"):

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_hass.features import special_ids
-from tests.callbacks.collapse_runs import config_file
+from lit_hass.modules.window_scorer import WindowScorer
+from tests.callbacks.collapse_runs import CALLBACKS, config_file
 from tests.door.conftest import ROOT, door, process  # noqa: F401  # fixtures
 from tests.features.plain_metrics import assert_plain, entropy, plain_metrics
 from tests.perplexity_bases import make_base, write_text
@@ -102,10 +103,29 @@ def test_a_run_that_fails_leaves_what_it_measured(door, base, text, tmp_path, ex
     assert not list(RUN.rglob("*.lit-hass-tmp"))
 
 
-def test_a_stopped_run_resumes_with_the_features_of_each_window_once(door, base, text, tmp_path, expected):  # noqa: F811
+@pytest.fixture
+def stopped(door, monkeypatch):  # noqa: F811
+    """Run a command that the keyboard stops behind so many batches."""
+
+    def run(*args, batches):
+        score, left = WindowScorer.__call__, iter(range(batches))
+
+        def until(self, batch):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return score(self, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WindowScorer, "__call__", until)
+            assert door(*args).status == 130
+
+    return run
+
+
+def test_a_stopped_run_resumes_with_the_features_of_each_window_once(door, base, text, tmp_path, expected, stopped):  # noqa: F811
     args = [*arguments(base, text, tmp_path, "--data.batch_tokens", WINDOW), "--trainer.logger.init_args.version", 0]
     for batches in (2, 3):
-        assert door(*args, "--trainer.limit_test_batches", batches).status == 1
+        stopped(*args, batches=batches)
     journal = RUN / "features" / "rank0.journal"
     assert journal.stat().st_size > 0
     result = door(*args)
@@ -113,9 +133,12 @@ def test_a_stopped_run_resumes_with_the_features_of_each_window_once(door, base,
     check(RUN, expected)
 
 
-def test_windows_scored_without_features_are_not_left_out_in_silence(door, base, text, tmp_path):  # noqa: F811
+def test_windows_scored_without_features_are_not_left_out_in_silence(door, base, text, tmp_path, stopped):  # noqa: F811
     args = [*arguments(base, text, tmp_path, "--data.batch_tokens", WINDOW), "--trainer.logger.init_args.version", 0]
     plain = [part for place, part in enumerate(args) if place not in (3, 4)]
-    assert door(*plain, "--trainer.limit_test_batches", 2).status == 1
+    stopped(*plain, batches=2)
     result = door(*args)
     assert result.status in (1, 2) and "features" in result.err and "begin a new" in result.err
+    config_file(tmp_path, CALLBACKS.replace("    - class_path: callbacks.FeatureBuffer\n", ""))
+    result = door(*args)
+    assert result.status == 2 and "2 windows are scored already, and only a FeatureBuffer" in result.err

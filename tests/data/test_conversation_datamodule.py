@@ -216,3 +216,13 @@ def test_a_template_that_writes_the_date_is_said(talks, tiny_base, tmp_path, cap
         caplog.clear()
         ConversationDataModule(talks(), str(tokenizer), validation_share=0.3).setup("fit")
         assert ("writes the date into every conversation" in caplog.text) == said
+
+
+def test_the_date_of_a_template_can_be_set(talks, tiny_base, tmp_path, caplog):
+    base = shutil.copytree(tiny_base, tmp_path / "dated")
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    data = ConversationDataModule(talks(), str(base), validation_share=0.3, date="2024-07-26")
+    data.setup("fit")
+    assert "here 2024-07-26 (data.date sets it)" in caplog.text
+    assert all(data.tokenizer.decode(ids).startswith("26 Jul 2024") for ids, _ in data._train + data._validation)

@@ -1,5 +1,6 @@
 """Plans of whole runs: protocols, ladders, batches that are dealt to ranks, and what is refused."""
 
+import json
 from dataclasses import replace
 from itertools import permutations
 
@@ -187,3 +188,20 @@ def test_only_models_of_one_length_share_a_batch_where_positions_depend_on_it(tm
     data = checked(base, text, window=32, batch_tokens=10_000)
     for batch in data.plan.batches:
         assert len({data.plan.windows[i].window.read for i in batch}) == 1
+
+
+def test_the_same_words_in_other_pages_are_another_run(base, tmp_path):
+    """A shard names pages by number, so it must not go on where the numbers mean other pages."""
+
+    def settings(name, *rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+        return checked(base, path, layout="documents", window=8).resume_settings()
+
+    words = "one two three four five six seven eight nine ten eleven twelve"
+    one = settings("a.jsonl", words, words, words + "\n\n" + words)
+    other = settings("b.jsonl", words, words + "\n\n" + words, words)
+    fewer = settings("c.jsonl", words + "\n\n" + words, words + "\n\n" + words)
+    assert one["text"] == other["text"] == fewer["text"] and one["pages"] == other["pages"] == 3 != fewer["pages"]
+    assert one != other and {name for name in one if one[name] != other[name]} >= {"page_starts"}
+    assert settings("a.jsonl", words, words, words + "\n\n" + words) == one

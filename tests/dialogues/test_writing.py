@@ -1,6 +1,8 @@
 """Dialogues of a random model: exactly once, the same bytes however often it was stopped."""
 
+import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -149,3 +151,51 @@ def test_a_sampled_text_with_special_tokens_inside_is_no_prompt(base, tsv_tokeni
     monkeypatch.setattr(AutoregressiveDecoder, "generate", generate)
     dropped = write_dialogues(settings(base, n=3), tmp_path / "d.jsonl")
     assert pad in tsv_tokenizer.all_special_ids and dropped["special tokens"] >= 1
+
+
+@pytest.fixture(scope="module")
+def dated(base, tmp_path_factory):
+    """The same with the date in front of every conversation."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("dated") / "base")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    return str(folder)
+
+
+def test_a_run_of_a_dated_template_does_not_go_on_on_another_day(base, dated, tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    asked, real = [], writing.Prompting.encode
+    monkeypatch.setattr(
+        writing.Prompting, "encode", lambda self, *args: (asked.append(self.text(*args)), real(self, *args))[1]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(writing._Writer, "_finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_dialogues(settings(dated, n=2, prompts=("a b", "c d"), date="2026-11-27"), path)
+    assert asked and all(text.startswith("27 Nov 2026") for text in asked)
+    for later in ("2026-11-28", None):  # None is today, when the clock has gone on
+        with pytest.raises(UserError, match=r"\(date differ\); go on with --date 2026-11-27, give another --out"):
+            write_dialogues(settings(dated, n=2, prompts=("a b", "c d"), date=later), path)
+    write_dialogues(settings(dated, n=2, prompts=("a b", "c d"), date="2026-11-27"), path)
+    assert len(path.read_text().splitlines()) == 2
+    with pytest.raises(UserError, match="no date"):
+        settings(dated, date="27.11.2026").key()
+    assert settings(base, date="2026-11-27").key() == settings(base).key() and settings(base).key()["date"] is None
+
+
+def test_the_opening_of_a_sampled_prompt_is_of_the_chosen_day(dated):
+    tokenizer = load_tokenizer(dated)
+    ids = user_opening(tokenizer, [tokenizer.eos_token_id], "2024-07-26").ids
+    assert tokenizer.decode(ids).startswith("26 Jul 2024")
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.JSONL", "q.jsonl.gz", "q.json.gz"])
+def test_prompts_of_a_question_file_are_its_first_turns_however_it_is_packed(tmp_path, name):
+    content = b'{"question_id": 1, "turns": ["first of it", "second"]}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert writing.read_prompts(str(tmp_path / name)) == ("first of it",)
+
+
+def test_prompts_of_a_text_file_are_its_lines(tmp_path):
+    (tmp_path / "p.txt.gz").write_bytes(gzip.compress(b"one\n\n two \n"))
+    assert writing.read_prompts(str(tmp_path / "p.txt.gz")) == ("one", "two")

@@ -140,8 +140,8 @@ def test_the_package_that_is_missing_is_named_with_its_command(file, monkeypatch
 
 def test_what_a_killed_conversion_left_is_removed(file, cache):
     name = Path(resolve_base(file)).name
-    os.rename(cache / name, cache / f".{name}.converting")
-    (cache / f".{name}.converting" / "model.safetensors").write_bytes(b"half")
+    os.rename(cache / name, cache / f".{name}.unfinished")
+    (cache / f".{name}.unfinished" / "model.safetensors").write_bytes(b"half")
     load_base(file)
     assert folders(cache) == [name]
 

@@ -20,7 +20,7 @@ from lit_hass.records import (
     write_lines,
     write_text,
 )
-from lit_hass.records.atomic import TEMPORARY_SUFFIX, encode
+from lit_hass.records.atomic import TEMPORARY_SUFFIX, encode, write_folder
 
 
 class Scalar:
@@ -261,3 +261,63 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
         path.write_text("x")
     assert remove_leftovers(tmp_path) == [left.name]
     assert sorted(os.listdir(tmp_path)) == [".hidden", "answers.jsonl", f"kept{TEMPORARY_SUFFIX}"]
+
+
+def _files(content):
+    def write(folder):
+        (folder / "below").mkdir(parents=True)
+        (folder / "a.txt").write_text(content)
+        (folder / "below" / "b.txt").write_text(content)
+
+    return write
+
+
+def test_a_folder_is_synced_file_by_file_before_it_takes_its_name(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append(os.fstat(d).st_ino), fsync(d)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
+    write_folder(tmp_path / "x", _files("new"))
+    inodes = {path.stat().st_ino for path in (tmp_path / "x").rglob("*.txt")}
+    assert inodes <= set(events[: events.index("replace")]) and events[-1] == tmp_path.stat().st_ino
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("number, kind", [(28, RunError), (13, UserError)])
+def test_half_a_folder_does_not_stay_and_the_old_one_does(tmp_path, number, kind):
+    write_folder(tmp_path / "x", _files("old"))
+
+    def full(folder):
+        _files("new")(folder)
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(kind, match=f"cannot write x into folder .*: {os.strerror(number)}"):
+        write_folder(tmp_path / "x", full)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "x", lambda folder: (_files("new")(folder), (_ for _ in ()).throw(KeyboardInterrupt)))
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x" / "a.txt").read_text() == "old"
+
+
+def test_the_old_folder_is_there_until_the_new_one_has_the_name(tmp_path, monkeypatch):
+    """At every step of the file system one of the two is whole, under its name or as the one put aside."""
+    write_folder(tmp_path / "x", _files("old"))
+    replace = os.replace
+
+    def failing(source, target):
+        kept = [path for path in tmp_path.iterdir() if "unfinished" not in path.name]
+        assert any((path / "below" / "b.txt").exists() for path in kept)
+        if "unfinished" in str(source):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(RunError, match="Input/output error"):
+            write_folder(tmp_path / "x", _files("new"))
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x" / "a.txt").read_text() == "old"
+    os.rename(tmp_path / "x", tmp_path / ".x.old")  # killed between the renames
+    with pytest.raises(UserError):
+        write_folder(tmp_path / "x", lambda folder: (_ for _ in ()).throw(OSError(13, "no")))
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x" / "a.txt").read_text() == "old"
+    write_folder(tmp_path / "x", _files("new"))
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x" / "below" / "b.txt").read_text() == "new"

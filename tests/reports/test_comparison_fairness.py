@@ -40,7 +40,7 @@ def test_a_fair_pair_differs_in_the_draft_only(tmp_path: Path) -> None:
         ({"model": {"base": "another"}}, "model.base", "distribution"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype", "distribution"),
         ({"model": {"something_new": 1}}, "model.something_new", "distribution"),
-        ({"model": {"attention": "eager"}}, "model.attention", "distribution"),
+        ({"model": {"attention": "eager"}, "baseline_model": {"attention": "sdpa"}}, "model.attention", "distribution"),
         ({"data": {"date": "2026-11-28"}}, "data.date", "distribution"),
         ({"lines": ASKED_OTHERWISE}, "prompts", "distribution"),
         ({"data": {"template": "plain"}}, "data.template", "distribution"),
@@ -172,3 +172,25 @@ def test_answers_that_the_context_ended_are_told(tmp_path: Path) -> None:
     cut = [line(i, [turn(IDS, 1.0, [3], prefill=0.5, stop_reason="context" if i < 3 else "length")]) for i in (1, 2, 3)]
     told = [note for note in compare_runs(*folders(tmp_path, cut))["notes"] if "context" in note]
     assert len(told) == 1 and told[0].startswith("2 answers of the second run were ended by the model's context")
+
+
+@pytest.mark.parametrize("old", ["baseline", "hass"])
+def test_a_run_of_an_earlier_version_is_unknown_and_not_another_base(tmp_path: Path, old: str) -> None:
+    """Its key has neither attention nor date, and its digests are of another rule."""
+    new = {"attention": "sdpa", "base": "0123456789abcdef"}
+    one = write_run(tmp_path / "baseline", PLAIN, None if old == "baseline" else new)
+    other = write_run(tmp_path / "hass", DRAFTED, {**DRAFT, **({} if old == "hass" else new)})
+    with pytest.raises(UserError, match=r"model\.base: .*7d3aa6687cf3ba10 \(by an earlier version's rule\)") as caught:
+        compare_runs(one, other)
+    assert "model.attention: " in str(caught.value) and "not recorded" in str(caught.value)
+    found = compare_runs(one, other, allow_differences=True)
+    assert {d["key"]: d["kind"] for d in found["differences"]} == {
+        "model.base": "unknown",
+        "model.attention": "unknown",
+    }
+    assert found["same_distribution"] is found["headline"] is found["lossless"] is None
+    [note] = [note for note in found["notes"] if "earlier version" in note]
+    assert "digests are of another rule" in note and not any("NOT LOSSLESS" in each for each in found["notes"])
+    # What an earlier version did write down still makes another run of it.
+    write_run(tmp_path / old, PLAIN if old == "baseline" else DRAFTED, {"max_new_tokens": 65})
+    assert compare_runs(one, other, allow_differences=True)["same_distribution"] is False
