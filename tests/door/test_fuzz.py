@@ -106,7 +106,7 @@ def test_answer_files(place: Path, content: bytes) -> None:
     baseline, path = place / "plain.jsonl", place / "answers.jsonl"
     baseline.write_bytes(lines(PLAIN))
     path.write_bytes(content)
-    found = tried(path, lambda: compare_runs(baseline, path, True, 20))
+    found = tried(path, lambda: compare_runs(baseline, path, True))
     if found is not None:
         _all_views(found)
         for run in ("baseline", "hass"):
@@ -142,7 +142,7 @@ def test_run_keys(place: Path, content: bytes) -> None:
     path = other / "run_key.json"
     path.write_bytes(content)
     # A fault of the answers, too: a tree of depth 0 accepts no 3 tokens.
-    found = tried(other, lambda: compare_runs(one, other, True, 20))
+    found = tried(other, lambda: compare_runs(one, other, True))
     if found is not None:
         _all_views(found)
 
@@ -155,7 +155,7 @@ def test_statistics(place: Path, content: bytes) -> None:
     one, other = write_run(place / "one", PLAIN), write_run(place / "other", DRAFTED, DRAFT)
     path = other / "statistics.json"
     path.write_bytes(content)
-    found = tried(path, lambda: compare_runs(one, other, True, 20))
+    found = tried(path, lambda: compare_runs(one, other, True))
     if found is not None:
         _all_views(found)
     runs = tried(path, lambda: read_runs([other]))
@@ -184,7 +184,7 @@ def test_perplexity_files(perplexities: tuple[Path, Path], draw: st.DataObject) 
     if not good.exists():
         good.write_bytes(path.read_bytes())
     path.write_bytes(draw.draw(json_files(json.loads(good.read_bytes()))))
-    found = tried(path.with_name("perplexity"), lambda: compare_perplexity(dense, pruned, True))
+    found = tried(pruned, lambda: compare_perplexity(dense, pruned, True))
     if found is not None:
         shown(lambda console: perplexity_view.print_perplexity_comparison(found, console))
         assert "<script" not in perplexity_view.to_markdown(found)
