@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -274,7 +274,8 @@ def test_configurations_are_read_or_refused(place: Path, content: bytes) -> None
 
 
 @pytest.mark.slow
-@MANY
+# Both fixtures do the same for each input: the one is read empty, the other stays in one folder.
+@settings(MANY, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data(), verb=st.sampled_from(["predict", "test", "star"]))
 def test_configurations_of_a_verb(
     place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, draw: st.DataObject, verb: str
